@@ -1,0 +1,2 @@
+//! `basalt`: arguments, open the store, serve, stop in order.
+fn main() {}
