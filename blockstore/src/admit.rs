@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::journal::Journal;
 use crate::pool::Pool;
 use crate::state::State;
+use event_listener::EventListener;
 use std::time::Duration;
 
 /// Blocks that a write leaves free, at least and at most; a 32nd of the pool in between.
@@ -85,9 +86,18 @@ impl Drop for Promise<'_> {
 /// Why a change is not let in yet.
 enum Wait {
     Load(usize),
+    /// For a moment, as the journal is this full, in thousandths.
+    Slow(u64),
     /// Until a checkpoint made room in journal or memory.
     Room,
     Space,
+}
+
+/// One attempt to be let in.
+enum Attempt<'a> {
+    Admitted(Promise<'a>),
+    /// The listener hears of room that is made from now on.
+    Wait(Wait, EventListener),
 }
 
 impl State {
@@ -146,43 +156,18 @@ impl Pool {
     /// Lets a change in, waiting for room and, within bounds, for space. `NoSpace` if there is none.
     pub(crate) async fn admit(&self, need: Need) -> Result<Promise<'_>> {
         let mut shortages = 0;
-        let mut slowed = false;
+        let mut slowed = need.urgency == Urgency::Release;
         loop {
-            let (wait, room) = {
-                let mut state = self.state.lock();
-                state.check_writable()?;
-                let fill = state.journal.fill();
-                if need.urgency == Urgency::Write && fill > FILL_SLOW && !slowed {
-                    slowed = true;
-                    drop(state);
-                    self.slow_down(fill).await;
-                    continue;
-                }
-                match state.try_admit(&need, self.options.dirty_bytes_max / 4096) {
-                    Ok(extents) => {
-                        return Ok(Promise {
-                            pool: self,
-                            journal: Journal::need(need.journal_bytes),
-                            data: need.data.into(),
-                            nodes: need.nodes,
-                            extents,
-                            written: false,
-                        });
-                    }
-                    Err(Wait::Space) if shortages == SHORTAGES_MAX || !state.space_is_coming() => {
-                        return Err(Error::new(
-                            ErrorKind::NoSpace,
-                            "the pool is full: delete volumes or snapshots, or trim",
-                        ));
-                    }
-                    Err(wait) => {
-                        state.waiting_for_space += u64::from(matches!(wait, Wait::Space));
-                        (wait, self.room.listen())
-                    }
-                }
+            let (wait, room) = match self.attempt(&need, shortages, slowed)? {
+                Attempt::Admitted(promise) => return Ok(promise),
+                Attempt::Wait(wait, room) => (wait, room),
             };
             match wait {
                 Wait::Load(region) => self.load_region(region).await?,
+                Wait::Slow(fill) => {
+                    slowed = true;
+                    self.slow_down(fill).await;
+                }
                 Wait::Room => {
                     self.want_checkpoint();
                     room.await;
@@ -196,6 +181,36 @@ impl Pool {
                 }
             }
         }
+    }
+
+    fn attempt(&self, need: &Need, shortages: u32, slowed: bool) -> Result<Attempt<'_>> {
+        let mut state = self.state.lock();
+        state.check_writable()?;
+        let fill = state.journal.fill();
+        if fill > FILL_SLOW && !slowed {
+            return Ok(Attempt::Wait(Wait::Slow(fill), self.room.listen()));
+        }
+        let wait = match state.try_admit(need, self.options.dirty_bytes_max / 4096) {
+            Err(wait) => wait,
+            Ok(extents) => {
+                return Ok(Attempt::Admitted(Promise {
+                    pool: self,
+                    journal: Journal::need(need.journal_bytes),
+                    data: need.data.into(),
+                    nodes: need.nodes,
+                    extents,
+                    written: false,
+                }));
+            }
+        };
+        if matches!(wait, Wait::Space) {
+            if shortages == SHORTAGES_MAX || !state.space_is_coming() {
+                let message = "the pool is full: delete volumes or snapshots, or trim";
+                return Err(Error::new(ErrorKind::NoSpace, message));
+            }
+            state.waiting_for_space += 1;
+        }
+        Ok(Attempt::Wait(wait, self.room.listen()))
     }
 
     /// Slows a write in proportion to how full the journal is, so that nobody hits its end hard.

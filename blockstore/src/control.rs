@@ -10,7 +10,6 @@ use crate::limits::{
 use crate::pool::Pool;
 use crate::state::State;
 use crate::units::BLOCK_BYTES;
-use crate::versions::Kind;
 
 /// `VOLUME` or `VOLUME@SNAPSHOT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

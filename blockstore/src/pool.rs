@@ -27,7 +27,6 @@ pub(crate) struct Pool {
     pub(crate) pool_id: [u8; 16],
     /// Volume blocks below a leaf.
     pub(crate) leaf_span: u64,
-    pub(crate) epoch: u64,
     pub(crate) flushes: AtomicU64,
     /// A commit ended.
     pub(crate) committed: Event,

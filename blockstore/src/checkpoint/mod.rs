@@ -20,7 +20,6 @@ mod nodes;
 pub(crate) use bitmaps::read_bitmap;
 pub(crate) use catalogue::read_catalogue;
 use freeze::Frozen;
-pub(crate) use freeze::encode_entry;
 
 use crate::allocator::{Allocator, Log, Short};
 use crate::error::{Error, ErrorKind, Result};

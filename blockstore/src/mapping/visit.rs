@@ -22,7 +22,7 @@ pub(crate) fn leaf_at(
     root: &Root,
     ground: &impl Ground,
     block: u64,
-) -> std::result::Result<Leaf, NodeRef> {
+) -> Result<Leaf, NodeRef> {
     let geometry = ground.geometry();
     if block >= root.span(geometry) {
         return Ok(Leaf::Hole { end: u64::MAX });
@@ -85,7 +85,7 @@ pub(crate) fn path_to(
     nodes: &NodeSource<'_>,
     block: u64,
     skip: impl Fn(Record) -> bool,
-) -> std::result::Result<Option<Path>, NodeRef> {
+) -> Result<Option<Path>, NodeRef> {
     let mut end = root.span(geometry);
     if block >= end {
         return Ok(None);
@@ -114,7 +114,7 @@ pub(crate) fn path_to(
 fn resolve(
     child: Child<'_>,
     ground: &impl Ground,
-) -> std::result::Result<Option<Arc<Node>>, NodeRef> {
+) -> Result<Option<Arc<Node>>, NodeRef> {
     match child {
         Child::Hole => Ok(None),
         Child::Memory(node) => Ok(Some(Arc::clone(node))),
