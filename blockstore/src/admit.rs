@@ -130,12 +130,20 @@ impl State {
             Short::Load(region) => Wait::Load(region),
             Short::Full => Wait::Space,
         };
-        self.allocator.stock_metadata(self.promised_nodes + need.nodes).map_err(wait)?;
+        self.allocator
+            .stock_metadata(self.promised_nodes + need.nodes)
+            .map_err(wait)?;
         let journal = Journal::need(need.journal_bytes);
-        if !self.journal.promise(journal, need.urgency == Urgency::Release) {
+        if !self
+            .journal
+            .promise(journal, need.urgency == Urgency::Release)
+        {
             return Err(Wait::Room);
         }
-        let claimed = self.allocator.claim_data(need.volume, need.data).map_err(wait);
+        let claimed = self
+            .allocator
+            .claim_data(need.volume, need.data)
+            .map_err(wait);
         match claimed {
             Err(_) => self.journal.unpromise(journal),
             Ok(_) => {

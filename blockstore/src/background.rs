@@ -33,9 +33,13 @@ impl Pool {
     /// Tells the background to end.
     pub(crate) fn stop_background(&self) {
         self.state.lock().closing = true;
-        for event in
-            [&self.checkpoint_work, &self.commit_work, &self.job_work, &self.scrub_work, &self.room]
-        {
+        for event in [
+            &self.checkpoint_work,
+            &self.commit_work,
+            &self.job_work,
+            &self.scrub_work,
+            &self.room,
+        ] {
             event.notify(usize::MAX);
         }
     }
@@ -75,7 +79,9 @@ impl Pool {
             };
             if self.wants_commit(now, self.clock.now().saturating_sub(committed_at)) {
                 // A failure poisons the pool, which is how others learn of it.
-                self.commit(now).await.unwrap_or_else(|error| tracing::debug!("{error}"));
+                self.commit(now)
+                    .await
+                    .unwrap_or_else(|error| tracing::debug!("{error}"));
                 committed_at = self.clock.now();
             }
             match select(work, pin!(self.clock.sleep(TICK))).await {
@@ -104,7 +110,9 @@ impl Pool {
         if now != std::mem::replace(newest, now) {
             return 0;
         }
-        self.tell_durable().await.unwrap_or_else(|error| tracing::debug!("{error}"));
+        self.tell_durable()
+            .await
+            .unwrap_or_else(|error| tracing::debug!("{error}"));
         *newest = self.state.lock().journal.newest();
         if quiet + 1 == IDLE_TICKS && idle_work {
             self.want_checkpoint();

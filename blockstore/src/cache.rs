@@ -24,7 +24,8 @@ impl NodeCache {
 
     /// Takes a node that is written, without children in memory.
     pub(crate) fn keep(&self, node: Arc<Node>) {
-        self.0.insert((node.header.address.0, node.header.birth.0), node);
+        self.0
+            .insert((node.header.address.0, node.header.birth.0), node);
     }
 
     /// Takes all nodes of a written tree that are in memory only because it changed.
@@ -36,7 +37,11 @@ impl NodeCache {
                 self.keep_tree(child);
             }
         }
-        self.keep(if plain { Arc::clone(node) } else { Arc::new(node.stripped()) });
+        self.keep(if plain {
+            Arc::clone(node)
+        } else {
+            Arc::new(node.stripped())
+        });
     }
 }
 
@@ -52,6 +57,10 @@ impl NodeSource<'_> {
         let wanted = |node: &&Arc<Node>| {
             node.header.address == stored.address && node.header.birth == stored.birth
         };
-        self.loaded.iter().find(wanted).cloned().or_else(|| self.cache.find(stored))
+        self.loaded
+            .iter()
+            .find(wanted)
+            .cloned()
+            .or_else(|| self.cache.find(stored))
     }
 }

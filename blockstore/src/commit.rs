@@ -53,7 +53,10 @@ impl Pool {
     }
 
     async fn lead_commit(&self) -> Result<()> {
-        let mut lead = Lead { pool: self, ended: false };
+        let mut lead = Lead {
+            pool: self,
+            ended: false,
+        };
         let batch = {
             let mut state = self.state.lock();
             state.journal.seal();
@@ -79,19 +82,30 @@ impl Pool {
 
     /// Writes sealed records, which lie one after another in the ring.
     async fn write_records(&self, batch: &[Sealed]) -> Result<()> {
-        let Some(first) = batch.first() else { return Ok(()) };
+        let Some(first) = batch.first() else {
+            return Ok(());
+        };
         let (start, ring) = {
             let state = self.state.lock();
             (state.geometry.journal_start(), state.journal.ring_blocks())
         };
-        let mut bytes = batch.iter().flat_map(|record| &record.bytes).copied().collect::<Vec<_>>();
+        let mut bytes = batch
+            .iter()
+            .flat_map(|record| &record.bytes)
+            .copied()
+            .collect::<Vec<_>>();
         let place = first.position % ring;
         let room = usize::try_from((ring - place) * BLOCK_BYTES).unwrap_or(usize::MAX);
         let wrapped = bytes.split_off(bytes.len().min(room));
-        self.write_ordered("a journal write", start + place, bytes).await?;
+        self.write_ordered("a journal write", start + place, bytes)
+            .await?;
         if !wrapped.is_empty() {
-            assert!(wrapped.len().is_multiple_of(BLOCK_SIZE), "records are whole blocks");
-            self.write_ordered("a journal write", start, wrapped).await?;
+            assert!(
+                wrapped.len().is_multiple_of(BLOCK_SIZE),
+                "records are whole blocks"
+            );
+            self.write_ordered("a journal write", start, wrapped)
+                .await?;
         }
         Ok(())
     }
@@ -110,7 +124,10 @@ impl Pool {
             state.journal.committing = true;
             state.journal.take_sealed()
         };
-        let mut lead = Lead { pool: self, ended: false };
+        let mut lead = Lead {
+            pool: self,
+            ended: false,
+        };
         let written = self.write_records(&batch).await;
         lead.ended = true;
         self.state.lock().journal.committing = false;

@@ -21,8 +21,14 @@ pub(crate) struct Name<'a> {
 impl<'a> Name<'a> {
     pub(crate) fn parse(text: &'a str) -> Self {
         match text.split_once('@') {
-            Some((volume, snapshot)) => Self { volume, snapshot: Some(snapshot) },
-            None => Self { volume: text, snapshot: None },
+            Some((volume, snapshot)) => Self {
+                volume,
+                snapshot: Some(snapshot),
+            },
+            None => Self {
+                volume: text,
+                snapshot: None,
+            },
         }
     }
 }
@@ -70,7 +76,9 @@ impl State {
     pub(crate) fn live_volume(&self, name: &str) -> Result<(u64, u64)> {
         let id = self.volume_id(name)?;
         match self.volumes.get(&id).map_or(0, |volume| volume.head) {
-            0 => Err(not_found(format!("volume {name:?} is deleted; only its snapshots are left"))),
+            0 => Err(not_found(format!(
+                "volume {name:?} is deleted; only its snapshots are left"
+            ))),
             head => Ok((id, head)),
         }
     }
@@ -78,7 +86,10 @@ impl State {
     /// A snapshot's id.
     pub(crate) fn snapshot_id(&self, volume: &str, snapshot: &str) -> Result<u64> {
         let id = self.volume_id(volume)?;
-        let found = self.volumes.get(&id).and_then(|v| v.snapshots.get(snapshot).copied());
+        let found = self
+            .volumes
+            .get(&id)
+            .and_then(|v| v.snapshots.get(snapshot).copied());
         found.ok_or_else(|| not_found(format!("volume {volume:?} has no snapshot {snapshot:?}")))
     }
 
@@ -113,7 +124,10 @@ impl State {
 
     /// Bytes that all volumes together promise their users.
     pub(crate) fn provisioned(&self) -> u64 {
-        let heads = self.volumes.values().filter_map(|volume| self.versions.get(&volume.head));
+        let heads = self
+            .volumes
+            .values()
+            .filter_map(|volume| self.versions.get(&volume.head));
         heads.map(|head| head.size).sum()
     }
 
@@ -121,7 +135,10 @@ impl State {
         let Some(ratio) = ratio else { return Ok(()) };
         let usable = self.allocator.usable() * BLOCK_BYTES;
         let wanted = self.provisioned().saturating_add(more);
-        #[expect(clippy::cast_precision_loss, reason = "a ratio is not exact to the byte")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a ratio is not exact to the byte"
+        )]
         let beyond = wanted as f64 > usable as f64 * ratio;
         if beyond {
             let message = format!(
@@ -169,14 +186,23 @@ impl Pool {
         mut decide: impl FnMut(&mut State) -> Result<(Change, Option<u64>, T)>,
     ) -> Result<T> {
         let journal_bytes = (bytes + 512).min(RECORD_BYTES_MAX);
-        let need = Need { volume: 0, journal_bytes, data: 0, nodes: 0, urgency };
+        let need = Need {
+            volume: 0,
+            journal_bytes,
+            data: 0,
+            nodes: 0,
+            urgency,
+        };
         let mut promise = self.admit(need).await?;
         let (record, answer) = {
             let mut state = self.state.lock();
             state.check_writable()?;
             let (change, deleted, answer) = decide(&mut state)?;
             promise.redeem(&mut state);
-            let nodes = NodeSource { cache: &self.cache, loaded: &[] };
+            let nodes = NodeSource {
+                cache: &self.cache,
+                loaded: &[],
+            };
             let record = state.enter_alone(&[change], &nodes)?;
             if let Some(deleted) = deleted {
                 state.reap_from(deleted, &nodes)?;
@@ -203,8 +229,14 @@ impl Pool {
             }
             let (volume, head) = (state.fresh_id(), state.fresh_id());
             let (name, created) = (name.to_owned(), self.now());
-            let change =
-                Change::CreateVolume { volume, head, name, size, reserved: reserve, created };
+            let change = Change::CreateVolume {
+                volume,
+                head,
+                name,
+                size,
+                reserved: reserve,
+                created,
+            };
             Ok((change, None, ()))
         })
         .await
@@ -245,7 +277,14 @@ impl Pool {
                 cuts.push(cut);
             }
             let ids = cuts.iter().map(|cut| cut.version).collect();
-            Ok((Change::Snapshot { cuts, created: self.now() }, None, ids))
+            Ok((
+                Change::Snapshot {
+                    cuts,
+                    created: self.now(),
+                },
+                None,
+                ids,
+            ))
         })
         .await
     }
@@ -275,7 +314,14 @@ impl Pool {
         self.control(new.len(), Urgency::Release, |state| {
             let volume = state.volume_id(name)?;
             state.check_new_name(new)?;
-            Ok((Change::Rename { volume, name: new.to_owned() }, None, ()))
+            Ok((
+                Change::Rename {
+                    volume,
+                    name: new.to_owned(),
+                },
+                None,
+                (),
+            ))
         })
         .await
     }
@@ -287,7 +333,12 @@ impl Pool {
             state.check_not_written(id, volume, "rolled back")?;
             let head = state.fresh_id();
             let created = self.now();
-            let change = Change::Rollback { volume: id, snapshot: from, head, created };
+            let change = Change::Rollback {
+                volume: id,
+                snapshot: from,
+                head,
+                created,
+            };
             Ok((change, Some(old), ()))
         })
         .await
@@ -322,7 +373,10 @@ fn check_volume_count(state: &State) -> Result<()> {
 fn new_cut(state: &mut State, volume: &str, name: &str, cuts: &[Cut]) -> Result<Cut> {
     check_name(name)?;
     let (id, head) = state.live_volume(volume)?;
-    let taken = state.volumes.get(&id).is_some_and(|volume| volume.snapshots.contains_key(name));
+    let taken = state
+        .volumes
+        .get(&id)
+        .is_some_and(|volume| volume.snapshots.contains_key(name));
     if taken {
         let message = format!("volume {volume:?} has a snapshot {name:?} already");
         return Err(Error::new(ErrorKind::AlreadyExists, message));
@@ -339,6 +393,9 @@ fn new_cut(state: &mut State, volume: &str, name: &str, cuts: &[Cut]) -> Result<
         // All that the volume has to itself becomes the snapshot's, and is reserved anew.
         state.check_reservable(state.version(head)?.own)?;
     }
-    Ok(Cut { head, version: state.fresh_id(), name: name.to_owned() })
+    Ok(Cut {
+        head,
+        version: state.fresh_id(),
+        name: name.to_owned(),
+    })
 }
-

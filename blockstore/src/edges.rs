@@ -21,7 +21,10 @@ pub(crate) struct Merging<'a> {
 impl Edges {
     /// Waits for each of `blocks`, which must be in ascending order, so that nobody waits in a ring.
     pub(crate) async fn merge(&self, volume: u64, blocks: &[u64]) -> Merging<'_> {
-        let mut merging = Merging { edges: self, blocks: Vec::new() };
+        let mut merging = Merging {
+            edges: self,
+            blocks: Vec::new(),
+        };
         for block in blocks {
             let key = (volume, *block);
             loop {

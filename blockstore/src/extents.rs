@@ -86,7 +86,9 @@ impl Place {
             Self::Node(node) => Arc::clone(node),
             Self::Stored(stored) => nodes.find(stored).ok_or(*stored)?,
         };
-        Ok(Self::of(node.child(usize::try_from(index).unwrap_or(usize::MAX))))
+        Ok(Self::of(
+            node.child(usize::try_from(index).unwrap_or(usize::MAX)),
+        ))
     }
 
     fn leaf(&self, nodes: &NodeSource<'_>) -> std::result::Result<Option<Arc<Node>>, NodeRef> {
@@ -108,14 +110,22 @@ fn run_at(
 ) -> std::result::Result<Run, NodeRef> {
     let top = from.level().max(to.level());
     let Some(mut level) = top.filter(|top| block < geometry.span(*top)) else {
-        return Ok(Run { first: block, end: u64::MAX, class: Class::Same });
+        return Ok(Run {
+            first: block,
+            end: u64::MAX,
+            class: Class::Same,
+        });
     };
     let (mut old, mut new) = (Place::at_level(from, level), Place::at_level(to, level));
     let mut start = 0;
     loop {
         let end = start + geometry.span(level);
         if old.same(&new) {
-            return Ok(Run { first: block, end, class: Class::Same });
+            return Ok(Run {
+                first: block,
+                end,
+                class: Class::Same,
+            });
         }
         if level == 0 {
             break;
@@ -123,7 +133,10 @@ fn run_at(
         level -= 1;
         let span = geometry.span(level);
         let index = (block - start) / span;
-        (old, new) = (old.child(level, index, nodes)?, new.child(level, index, nodes)?);
+        (old, new) = (
+            old.child(level, index, nodes)?,
+            new.child(level, index, nodes)?,
+        );
         start += index * span;
     }
     let (old, new) = (old.leaf(nodes)?, new.leaf(nodes)?);
@@ -138,8 +151,14 @@ fn run_at(
     };
     let leaf_end = start + geometry.span(0);
     let first = class(block);
-    let end = (block..leaf_end).find(|block| class(*block) != first).unwrap_or(leaf_end);
-    Ok(Run { first: block, end, class: first })
+    let end = (block..leaf_end)
+        .find(|block| class(*block) != first)
+        .unwrap_or(leaf_end);
+    Ok(Run {
+        first: block,
+        end,
+        class: first,
+    })
 }
 
 impl State {
@@ -176,7 +195,10 @@ impl Pool {
         while at < end {
             let (missing, reading) = {
                 let state = self.state.lock();
-                let nodes = NodeSource { cache: &self.cache, loaded: &loaded };
+                let nodes = NodeSource {
+                    cache: &self.cache,
+                    loaded: &loaded,
+                };
                 let mut missing = None;
                 for _ in 0..STEPS {
                     if at >= end {
@@ -192,7 +214,14 @@ impl Pool {
                     let stop = run.end.saturating_mul(BLOCK_BYTES).min(end);
                     let allocated = run.class == Class::Data;
                     assert!(stop > at && run.first <= at / BLOCK_BYTES, "a run goes on");
-                    if !take(Extent { offset: at, length: stop - at, allocated }, run.class) {
+                    if !take(
+                        Extent {
+                            offset: at,
+                            length: stop - at,
+                            allocated,
+                        },
+                        run.class,
+                    ) {
                         return Ok(at);
                     }
                     at = stop;
@@ -221,7 +250,10 @@ impl Pool {
     ) -> Result<Vec<Extent>> {
         let mut extents: Vec<Extent> = Vec::new();
         self.compare(from, to, range.start, range.end, |extent, class| {
-            let extent = Extent { allocated: allocated(class), ..extent };
+            let extent = Extent {
+                allocated: allocated(class),
+                ..extent
+            };
             push(&mut extents, extent, extents_max)
         })
         .await?;

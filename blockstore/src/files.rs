@@ -5,6 +5,7 @@ use crate::info::Progress;
 use crate::init::{format_device, geometry};
 use crate::store::InitOptions;
 use crate::units::BLOCK_BYTES;
+use futures_util::FutureExt as _;
 use std::io::Read as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
@@ -35,9 +36,9 @@ pub(crate) fn init(
             if existing.is_some() {
                 // Locks it first: a pool that is open is not replaced.
                 drop(FileDevice::open(path, OpenMode::ReadWrite)?);
-                std::fs::remove_file(path).map_err(|error| Error::io(shown, error))?;
+                std::fs::remove_file(path).map_err(|error| Error::io(path.display(), error))?;
             }
-            FileDevice::create(path, size / BLOCK_BYTES * BLOCK_BYTES)?
+            FileDevice::create(path, size / BLOCK_BYTES * BLOCK_BYTES, progress)?
         }
     };
     let bytes = device.blocks() * BLOCK_BYTES;
@@ -48,8 +49,14 @@ pub(crate) fn init(
     }
     let geometry = geometry(size, options.journal)?;
     let pool_id = random_id()?;
-    // The device is driven by the calling thread: no worker is needed for this.
-    crate::runtime::block_on(format_device(&device, geometry, pool_id, progress))
+    // Off the worker threads a device does its work when polled: once is enough.
+    let formatted = format_device(&device, geometry, pool_id, progress).now_or_never();
+    formatted.unwrap_or_else(|| {
+        Err(Error::new(
+            ErrorKind::InvalidArgument,
+            "a pool cannot be made on a worker thread",
+        ))
+    })
 }
 
 fn refuse_what_is_used(path: &Path, is_device: bool) -> Result<()> {
@@ -59,7 +66,9 @@ fn refuse_what_is_used(path: &Path, is_device: bool) -> Result<()> {
         return exists(format!("{shown} is in use ({place}): unmount it first"));
     }
     match signature(path)? {
-        Some(found) => exists(format!("{shown} holds {found}; use --force to overwrite it")),
+        Some(found) => exists(format!(
+            "{shown} holds {found}; use --force to overwrite it"
+        )),
         None if is_device => Ok(()),
         None => exists(format!("{shown} exists; use --force to overwrite it")),
     }

@@ -23,9 +23,15 @@ pub(crate) fn geometry(bytes: u64, journal: Option<u64>) -> Result<Geometry> {
         if geometry.is_sound() && geometry.usable() >= geometry.blocks / 4 {
             return Ok(geometry);
         }
-        format!("a journal of {} bytes leaves no room", geometry.journal_blocks * BLOCK_BYTES)
+        format!(
+            "a journal of {} bytes leaves no room",
+            geometry.journal_blocks * BLOCK_BYTES
+        )
     };
-    Err(Error::new(ErrorKind::InvalidArgument, format!("{bytes} bytes: {why}")))
+    Err(Error::new(
+        ErrorKind::InvalidArgument,
+        format!("{bytes} bytes: {why}"),
+    ))
 }
 
 /// Writes an empty pool.
@@ -37,7 +43,10 @@ pub(crate) async fn format_device(
 ) -> Result<()> {
     let failed = |error| Error::io("writing the new pool", error);
     for slot in SLOTS {
-        device.write(slot, zeroes(superblock::BYTES)).await.map_err(failed)?;
+        device
+            .write(slot, zeroes(superblock::BYTES))
+            .await
+            .map_err(failed)?;
     }
     device.flush().await.map_err(failed)?;
     // A journal of holes would cost its file system a commit with every flush.
@@ -46,7 +55,10 @@ pub(crate) async fn format_device(
         let blocks = PIECE_BLOCKS.min(end - at);
         let length = usize::try_from(blocks * BLOCK_BYTES).unwrap_or_default();
         device.write(at, zeroes(length)).await.map_err(failed)?;
-        let (done, total) = ((at + blocks - start) * BLOCK_BYTES, (end - start) * BLOCK_BYTES);
+        let (done, total) = (
+            (at + blocks - start) * BLOCK_BYTES,
+            (end - start) * BLOCK_BYTES,
+        );
         progress(Progress { done, total });
     }
     let block = table::encode(&[]);
@@ -71,7 +83,13 @@ pub(crate) async fn format_device(
         replay_previous: 0,
         catalogue: None,
         next_id: 1,
-        table: vec![TableBlock { place: 0, crc: checksum(&block) }; geometry.table_blocks()],
+        table: vec![
+            TableBlock {
+                place: 0,
+                crc: checksum(&block)
+            };
+            geometry.table_blocks()
+        ],
     };
     for (slot, start) in (0u32..).zip(SLOTS) {
         superblock.generation = u64::from(slot % 2);

@@ -83,7 +83,10 @@ impl Pool {
                 if state.check_writable().is_err() {
                     return Ok(false);
                 }
-                let nodes = NodeSource { cache: &self.cache, loaded: &loaded };
+                let nodes = NodeSource {
+                    cache: &self.cache,
+                    loaded: &loaded,
+                };
                 let step = match state.jobs.get(&id) {
                     None => return Ok(false),
                     Some(Job::Walk { .. }) => state.step_walk(id, &nodes),
@@ -120,7 +123,13 @@ impl Pool {
 impl State {
     /// Frees or passes on one leaf's worth at a walk's cursor.
     fn step_walk(&mut self, id: u64, nodes: &NodeSource<'_>) -> Step {
-        let Some(Job::Walk { root, cut, cursor, output }) = self.jobs.get(&id) else {
+        let Some(Job::Walk {
+            root,
+            cut,
+            cursor,
+            output,
+        }) = self.jobs.get(&id)
+        else {
             return Step::Blocked;
         };
         let (cut, cursor, output) = (*cut, *cursor, *output);
@@ -132,7 +141,11 @@ impl State {
             Err(missing) => return Step::Load(missing),
         };
         self.changed.insert(id);
-        let Some(Path { nodes: path, end: next }) = path else {
+        let Some(Path {
+            nodes: path,
+            end: next,
+        }) = path
+        else {
             self.jobs.remove(&id);
             return Step::Finished;
         };
@@ -215,7 +228,9 @@ impl State {
     /// The last block of a filter's chain was read: consumes it, unless a checkpoint has put
     /// another behind it meanwhile.
     fn filter_block(&mut self, id: u64, chain: Packed, previous: Packed, entries: &[Packed]) {
-        let Some(Job::Filter { list, cut, output }) = self.jobs.get_mut(&id) else { return };
+        let Some(Job::Filter { list, cut, output }) = self.jobs.get_mut(&id) else {
+            return;
+        };
         if list.chain() != Some(chain) {
             return;
         }
@@ -226,4 +241,3 @@ impl State {
         self.allocator.free_gated(chain.address());
     }
 }
-

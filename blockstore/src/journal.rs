@@ -54,7 +54,13 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// A journal that goes on from `mark`, every record before which is durable.
-    pub(crate) fn new(pool_id: [u8; 16], epoch: u64, ring_blocks: u64, tail: u64, mark: Mark) -> Self {
+    pub(crate) fn new(
+        pool_id: [u8; 16],
+        epoch: u64,
+        ring_blocks: u64,
+        tail: u64,
+        mark: Mark,
+    ) -> Self {
         let before = Record(mark.first.0 - 1);
         Self {
             pool_id,
@@ -87,7 +93,11 @@ impl Journal {
 
     /// The record that holds every change made so far.
     pub(crate) fn newest(&self) -> Record {
-        if self.open.is_empty() { self.last_sealed() } else { self.next }
+        if self.open.is_empty() {
+            self.last_sealed()
+        } else {
+            self.next
+        }
     }
 
     pub(crate) fn ring_blocks(&self) -> u64 {
@@ -100,11 +110,16 @@ impl Journal {
     }
 
     fn open_blocks(&self) -> u64 {
-        if self.open.is_empty() { 0 } else { blocks_of(self.open.len()) }
+        if self.open.is_empty() {
+            0
+        } else {
+            blocks_of(self.open.len())
+        }
     }
 
     fn free_blocks(&self) -> u64 {
-        self.ring_blocks.saturating_sub(self.used_blocks() + self.promised)
+        self.ring_blocks
+            .saturating_sub(self.used_blocks() + self.promised)
     }
 
     /// Blocks that a change of so many bytes may take, in a record of its own at worst.
@@ -115,7 +130,11 @@ impl Journal {
     /// Promises room for a change, if there is any beside what is kept back. `urgent`: a change
     /// that gives space back, or a control operation, may use half of that.
     pub(crate) fn promise(&mut self, blocks: u64, urgent: bool) -> bool {
-        let kept = if urgent { JOURNAL_KEPT_BACK / 2 } else { JOURNAL_KEPT_BACK };
+        let kept = if urgent {
+            JOURNAL_KEPT_BACK / 2
+        } else {
+            JOURNAL_KEPT_BACK
+        };
         let fits = self.free_blocks() >= blocks + kept;
         if fits {
             self.promised += blocks;
@@ -152,7 +171,10 @@ impl Journal {
 
     /// Appends a change, already encoded, to the open record.
     pub(crate) fn append(&mut self, change: &[u8], data_bytes: u64) {
-        assert!(self.open.len() + change.len() <= RECORD_BYTES_MAX, "no room was made");
+        assert!(
+            self.open.len() + change.len() <= RECORD_BYTES_MAX,
+            "no room was made"
+        );
         self.open.extend_from_slice(change);
         self.uncommitted_bytes += data_bytes;
         self.changes_since_freeze += 1;
@@ -193,11 +215,18 @@ impl Journal {
         let bytes = header.encode(&self.open);
         self.open.clear();
         self.told = self.durable;
-        self.sealed.push(Sealed { number: self.next, position: self.head, bytes });
+        self.sealed.push(Sealed {
+            number: self.next,
+            position: self.head,
+            bytes,
+        });
         self.head += header.blocks();
         self.next.0 += 1;
         self.previous = header.crc;
-        assert!(self.head - self.tail <= self.ring_blocks, "the journal overran its tail");
+        assert!(
+            self.head - self.tail <= self.ring_blocks,
+            "the journal overran its tail"
+        );
     }
 
     /// Sealed records to be written, in order.
@@ -208,14 +237,24 @@ impl Journal {
 
     /// Where replay begins if everything sealed so far is in a checkpoint.
     pub(crate) fn freeze(&mut self) -> Mark {
-        assert!(self.open.is_empty(), "a checkpoint freezes at a record's boundary");
+        assert!(
+            self.open.is_empty(),
+            "a checkpoint freezes at a record's boundary"
+        );
         self.changes_since_freeze = 0;
-        Mark { first: self.next, position: self.head, previous: self.previous }
+        Mark {
+            first: self.next,
+            position: self.head,
+            previous: self.previous,
+        }
     }
 
     /// A checkpoint with this mark is durable.
     pub(crate) fn move_tail(&mut self, mark: Mark) {
-        assert!(mark.position >= self.tail, "the journal's tail moves forward");
+        assert!(
+            mark.position >= self.tail,
+            "the journal's tail moves forward"
+        );
         self.tail = mark.position;
     }
 }

@@ -53,17 +53,32 @@ pub(crate) const CATALOGUE_ENTRY_BYTES: usize = BLOCK_SIZE / CATALOGUE_ENTRIES a
 pub(crate) const DEADLIST_ENTRIES: usize = 252;
 
 const _: () = {
-    assert!(64 + FANOUT as usize * 16 == BLOCK_SIZE, "header and slots fill a node");
-    assert!(64 + DEADLIST_ENTRIES * 16 == BLOCK_SIZE, "header and entries fill a deadlist block");
-    assert!(TABLE_BLOCKS * TABLE_ENTRIES == REGIONS_MAX, "the table covers the largest pool");
+    assert!(
+        64 + FANOUT as usize * 16 == BLOCK_SIZE,
+        "header and slots fill a node"
+    );
+    assert!(
+        64 + DEADLIST_ENTRIES * 16 == BLOCK_SIZE,
+        "header and entries fill a deadlist block"
+    );
+    assert!(
+        TABLE_BLOCKS * TABLE_ENTRIES == REGIONS_MAX,
+        "the table covers the largest pool"
+    );
     assert!(TABLE_ENTRIES * 16 == BLOCK_SIZE);
     assert!(REGIONS_MAX as u64 * REGION_BLOCKS as u64 * BLOCK_BYTES >= POOL_BYTES_MAX);
-    assert!(POOL_BYTES_MAX / BLOCK_BYTES < 1 << 44, "addresses have 44 bits");
+    assert!(
+        POOL_BYTES_MAX / BLOCK_BYTES < 1 << 44,
+        "addresses have 44 bits"
+    );
     // Five levels reach the largest volume: two of fanout 252, three of 126.
     assert!(252 * 252 * 126 * 126 * 126 >= VOLUME_BYTES_MAX / BLOCK_BYTES);
     // The worst change: every block of a largest request in a run of its own.
     assert!(64 + REQUEST_BLOCKS_MAX as usize * 16 + RECORD_BYTES_SEAL < RECORD_BYTES_MAX);
-    assert!((FANOUT as usize) < 256, "a leaf's count of blocks fits its pointer's flags");
+    assert!(
+        (FANOUT as usize) < 256,
+        "a leaf's count of blocks fits its pointer's flags"
+    );
     // A group's names fit one record.
     assert!(GROUP_MAX * (NAME_BYTES_MAX + 18) + 64 < RECORD_BYTES_MAX);
     assert!(JOURNAL_KEPT_BACK < JOURNAL_BLOCKS_MIN * 3 / 5);

@@ -52,8 +52,16 @@ impl Pool {
         );
         tracing::error!("{message}");
         let poisoned = Error::new(ErrorKind::Poisoned, message);
-        self.state.lock().refusal.get_or_insert_with(|| poisoned.clone());
-        for event in [&self.committed, &self.room, &self.checkpoint_work, &self.job_work] {
+        self.state
+            .lock()
+            .refusal
+            .get_or_insert_with(|| poisoned.clone());
+        for event in [
+            &self.committed,
+            &self.room,
+            &self.checkpoint_work,
+            &self.job_work,
+        ] {
             event.notify(usize::MAX);
         }
         poisoned
@@ -79,14 +87,21 @@ impl Pool {
         let (buffer, read) = self.device.read(address.0, Buffer::new(BLOCK_SIZE)).await;
         read.map_err(|error| Error::io(format!("reading {address}"), error))?;
         if checksum(&buffer) != crc {
-            return Err(Error::new(ErrorKind::Corrupt, format!("{address}: checksum mismatch")));
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("{address}: checksum mismatch"),
+            ));
         }
         Ok(buffer)
     }
 
     /// A mapping node, from either copy. `_reading` keeps its address from being used again; hold
     /// none while waiting for space.
-    pub(crate) async fn load_node(&self, stored: &NodeRef, _reading: &Reading) -> Result<Arc<Node>> {
+    pub(crate) async fn load_node(
+        &self,
+        stored: &NodeRef,
+        _reading: &Reading,
+    ) -> Result<Arc<Node>> {
         if let Some(node) = self.cache.find(stored) {
             return Ok(node);
         }
@@ -111,7 +126,10 @@ impl Pool {
         let block = self.read_block(address, stored.crc).await?;
         let fanout = self.state.lock().geometry.fanout;
         Node::from_block(&block, stored, fanout).ok_or_else(|| {
-            Error::new(ErrorKind::Corrupt, format!("{address}: not the mapping node expected there"))
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("{address}: not the mapping node expected there"),
+            )
         })
     }
 

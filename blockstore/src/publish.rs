@@ -38,7 +38,11 @@ impl State {
     }
 
     /// As [`Self::enter`], in a record of its own: cuts, and everything that names versions.
-    pub(crate) fn enter_alone(&mut self, changes: &[Change], nodes: &NodeSource<'_>) -> Result<Record> {
+    pub(crate) fn enter_alone(
+        &mut self,
+        changes: &[Change],
+        nodes: &NodeSource<'_>,
+    ) -> Result<Record> {
         self.journal.seal();
         let record = self.enter(changes, &journal::encode(changes), 0, nodes)?;
         self.journal.seal();
@@ -48,7 +52,9 @@ impl State {
     /// Whether the checkpointer should run.
     pub(crate) fn checkpoint_is_due(&self, dirty_max: u64) -> bool {
         let gated = self.allocator.gated();
-        let gated_max = (self.allocator.usable() / 20).min(self.allocator.free() / 2).max(1024);
+        let gated_max = (self.allocator.usable() / 20)
+            .min(self.allocator.free() / 2)
+            .max(1024);
         self.checkpoint_wanted
             || self.journal.fill() > 500
             || self.dirty_nodes > dirty_max / 2
@@ -80,7 +86,10 @@ impl Pool {
             let (missing, reading) = {
                 let mut state = self.state.lock();
                 state.check_writable()?;
-                let nodes = NodeSource { cache: &self.cache, loaded: &loaded };
+                let nodes = NodeSource {
+                    cache: &self.cache,
+                    loaded: &loaded,
+                };
                 let missing = match make(&mut state, &nodes)? {
                     Made::Stale => return Ok(Published::Stale),
                     Made::Missing(missing) => missing,

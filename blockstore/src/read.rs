@@ -93,7 +93,9 @@ fn add_slot(pieces: &mut Vec<Piece>, slot: Packed) {
         return add_hole(pieces, 1);
     }
     if let Some(Piece::Data(run)) = pieces.last_mut()
-        && run.last().is_some_and(|last| last.address().0 + 1 == slot.address().0)
+        && run
+            .last()
+            .is_some_and(|last| last.address().0 + 1 == slot.address().0)
     {
         return run.push(slot);
     }
@@ -102,7 +104,12 @@ fn add_slot(pieces: &mut Vec<Piece>, slot: Packed) {
 
 impl Pool {
     /// Reads a byte range, verified.
-    pub(crate) async fn read(&self, target: Target, offset: u64, length: u64) -> Result<Vec<Segment>> {
+    pub(crate) async fn read(
+        &self,
+        target: Target,
+        offset: u64,
+        length: u64,
+    ) -> Result<Vec<Segment>> {
         if length == 0 {
             return Ok(Vec::new());
         }
@@ -138,7 +145,10 @@ impl Pool {
             let (missing, reading) = {
                 let mut state = self.state.lock();
                 let version = target.version(&state)?;
-                let nodes = NodeSource { cache: &self.cache, loaded: &loaded };
+                let nodes = NodeSource {
+                    cache: &self.cache,
+                    loaded: &loaded,
+                };
                 let reading = state.readers.begin();
                 match plan(&mut state, version, first, end, &nodes)? {
                     Ok(pieces) => return Ok((pieces, reading)),
@@ -164,7 +174,9 @@ impl Pool {
             Piece::Hole(blocks) => return Ok(Segment::Hole(blocks * BLOCK_BYTES)),
             Piece::Data(run) => run,
         };
-        let address = run.first().map_or(crate::units::Address(0), |slot| slot.address());
+        let address = run
+            .first()
+            .map_or(crate::units::Address(0), |slot| slot.address());
         let buffer = Buffer::new(run.len() * BLOCK_SIZE);
         let (buffer, read) = self.device.read(address.0, buffer).await;
         read.map_err(|error| Error::io(format!("reading {address}"), error))?;
@@ -184,8 +196,14 @@ impl Pool {
             let (found, reading) = {
                 let mut state = self.state.lock();
                 let version = head_of(&state, volume)?;
-                let nodes = NodeSource { cache: &self.cache, loaded: &loaded };
-                (slot_at(&mut state, version, block, &nodes)?, state.readers.begin())
+                let nodes = NodeSource {
+                    cache: &self.cache,
+                    loaded: &loaded,
+                };
+                (
+                    slot_at(&mut state, version, block, &nodes)?,
+                    state.readers.begin(),
+                )
             };
             match found {
                 Err(missing) => loaded.push(self.load_node(&missing, &reading).await?),

@@ -39,14 +39,18 @@ impl Default for Readers {
 impl Readers {
     /// A reader begins.
     pub(crate) fn begin(&self) -> Reading {
-        let current = self.0.back().unwrap_or_else(|| unreachable!("there is a current epoch"));
+        let current = self
+            .0
+            .back()
+            .unwrap_or_else(|| unreachable!("there is a current epoch"));
         current.reading.fetch_add(1, Ordering::AcqRel);
         Reading(Arc::clone(current))
     }
 
     /// Ends the current epoch; the answer completes when every reader that began so far is done.
     pub(crate) fn turn(&mut self) -> Departed {
-        self.0.retain(|epoch| epoch.reading.load(Ordering::Acquire) > 0);
+        self.0
+            .retain(|epoch| epoch.reading.load(Ordering::Acquire) > 0);
         let ended = self.0.iter().map(Arc::clone).collect();
         self.0.push_back(Arc::default());
         Departed(ended)

@@ -60,16 +60,28 @@ impl State {
         block: u64,
         nodes: &NodeSource<'_>,
     ) -> std::result::Result<Option<Work>, NodeRef> {
-        let Some(version) = self.versions.get(&id) else { return Ok(None) };
+        let Some(version) = self.versions.get(&id) else {
+            return Ok(None);
+        };
         let cut = version.cut;
-        let path = path_to(&version.root, &self.geometry, nodes, block, |birth| birth <= cut)?;
-        let Some(Path { nodes: path, end }) = path else { return Ok(None) };
+        let path = path_to(&version.root, &self.geometry, nodes, block, |birth| {
+            birth <= cut
+        })?;
+        let Some(Path { nodes: path, end }) = path else {
+            return Ok(None);
+        };
         // A node is verified when the cursor comes to its first block, unless it is only in memory.
         let first_visit = |node: &&Arc<Node>| node.header.first == block;
-        let stored = path.iter().filter(first_visit).filter_map(|node| node.stored()).collect();
+        let stored = path
+            .iter()
+            .filter(first_visit)
+            .filter_map(|node| node.stored())
+            .collect();
         let leaf = path.last().filter(|node| node.header.level == 0);
         let slots = leaf.map_or(Vec::new(), |leaf| {
-            (0..leaf.children_len()).map(|index| leaf.slot(index)).collect()
+            (0..leaf.children_len())
+                .map(|index| leaf.slot(index))
+                .collect()
         });
         let own = |slot: &Packed| !slot.is_hole() && slot.birth() > cut;
         Ok(Some(Work {
@@ -82,8 +94,13 @@ impl State {
 
     /// A version as its users call it.
     pub(crate) fn title(&self, id: u64) -> String {
-        let Some(version) = self.versions.get(&id) else { return format!("version {id}") };
-        let volume = self.volumes.get(&version.volume).map_or("a deleted volume", |v| &v.name);
+        let Some(version) = self.versions.get(&id) else {
+            return format!("version {id}");
+        };
+        let volume = self
+            .volumes
+            .get(&version.volume)
+            .map_or("a deleted volume", |v| &v.name);
         match version.kind {
             crate::versions::Kind::Head => format!("volume {volume}"),
             crate::versions::Kind::Snapshot => format!("snapshot {volume}@{}", version.name),
@@ -130,7 +147,10 @@ impl Pool {
                     return;
                 };
                 let block = if id == version { block } else { 0 };
-                let nodes = NodeSource { cache: &self.cache, loaded: &loaded };
+                let nodes = NodeSource {
+                    cache: &self.cache,
+                    loaded: &loaded,
+                };
                 match state.scrub_work(id, block, &nodes) {
                     Ok(None) => {
                         state.advance_scrub(id + 1, 0);
@@ -164,7 +184,9 @@ impl Pool {
     }
 
     async fn verify(&self, work: Work, _reading: &Reading) {
-        let Work { nodes, data, what, .. } = work;
+        let Work {
+            nodes, data, what, ..
+        } = work;
         let mut done = 0;
         for node in nodes {
             done += 1 + u64::from(node.twin != Address(0));
@@ -173,7 +195,9 @@ impl Pool {
         let adjacent = |a: &Packed, b: &Packed| a.address().0 + 1 == b.address().0;
         for run in data.chunk_by(adjacent) {
             done += run.len() as u64;
-            let Some(start) = run.first().map(|slot| slot.address()) else { continue };
+            let Some(start) = run.first().map(|slot| slot.address()) else {
+                continue;
+            };
             let buffer = Buffer::new(run.len() * BLOCK_SIZE);
             let (buffer, read) = self.device.read(start.0, buffer).await;
             for (slot, block) in run.iter().zip(buffer.as_chunks::<BLOCK_SIZE>().0) {
@@ -194,7 +218,9 @@ impl Pool {
         let first = self.read_block(node.address, node.crc).await;
         if node.twin == Address(0) {
             if let Err(error) = first {
-                self.state.lock().note_damage(format!("{what}: mapping leaf {error}"));
+                self.state
+                    .lock()
+                    .note_damage(format!("{what}: mapping leaf {error}"));
             }
             return;
         }
@@ -204,7 +230,9 @@ impl Pool {
             (Ok(good), Err(error)) => (good, node.twin, error),
             (Err(error), Ok(good)) => (good, node.address, error),
             (Err(error), Err(_)) => {
-                self.state.lock().note_damage(format!("{what}: mapping node, both copies: {error}"));
+                self.state
+                    .lock()
+                    .note_damage(format!("{what}: mapping node, both copies: {error}"));
                 return;
             }
         };
@@ -212,7 +240,9 @@ impl Pool {
             Ok(()) => "mended from its twin".to_owned(),
             Err(failure) => format!("and cannot be mended: {failure}"),
         };
-        self.state.lock().note_damage(format!("{what}: mapping node {error}; {mended}"));
+        self.state
+            .lock()
+            .note_damage(format!("{what}: mapping node {error}; {mended}"));
     }
 }
 

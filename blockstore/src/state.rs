@@ -63,7 +63,9 @@ impl State {
 
     /// The cut of a version's parent from its own parent; 0 without one.
     pub(crate) fn parent_cut(&self, parent: u64) -> Record {
-        self.versions.get(&parent).map_or(Record(0), |version| version.cut)
+        self.versions
+            .get(&parent)
+            .map_or(Record(0), |version| version.cut)
     }
 
     pub(crate) fn fresh_id(&mut self) -> u64 {
@@ -84,8 +86,13 @@ impl State {
     }
 
     fn reserved_for(&self, volume: u64) -> u64 {
-        let head = self.volumes.get(&volume).and_then(|volume| self.versions.get(&volume.head));
-        head.map_or(0, |head| head.size.div_ceil(BLOCK_BYTES).saturating_sub(head.own))
+        let head = self
+            .volumes
+            .get(&volume)
+            .and_then(|volume| self.versions.get(&volume.head));
+        head.map_or(0, |head| {
+            head.size.div_ceil(BLOCK_BYTES).saturating_sub(head.own)
+        })
     }
 
     /// What the next checkpoint itself will need: catalogue blocks and paths, deadlist blocks.

@@ -72,7 +72,11 @@ impl State {
         };
         let mut infos: Vec<SnapshotInfo> = of
             .into_iter()
-            .flat_map(|v| v.snapshots.values().filter_map(|id| self.snapshot_info(v, *id)))
+            .flat_map(|v| {
+                v.snapshots
+                    .values()
+                    .filter_map(|id| self.snapshot_info(v, *id))
+            })
             .collect();
         infos.sort_unstable_by_key(|info| info.id);
         Ok(infos)
@@ -89,7 +93,10 @@ impl State {
 
     /// Blocks that ghosts hold at most: what every one of their children has found dead.
     fn ghost_blocks(&self) -> u64 {
-        let ghosts = self.versions.values().filter(|version| version.kind == Kind::Ghost);
+        let ghosts = self
+            .versions
+            .values()
+            .filter(|version| version.kind == Kind::Ghost);
         let held = |ghost: &Version| {
             let children = ghost.children.iter().filter_map(|id| self.versions.get(id));
             children.map(|child| child.dead_own).min().unwrap_or(0)
@@ -114,7 +121,11 @@ impl Pool {
             reserved: bytes(state.reserved()),
             ghost: bytes(state.ghost_blocks()),
             provisioned: state.provisioned(),
-            volumes: state.volumes.values().filter(|volume| volume.head != 0).count() as u64,
+            volumes: state
+                .volumes
+                .values()
+                .filter(|volume| volume.head != 0)
+                .count() as u64,
             snapshots: state.snapshots,
             jobs: state.jobs.len() as u64,
             journal_size: bytes(state.journal.ring_blocks()),
@@ -136,7 +147,9 @@ impl Pool {
         let parsed = Name::parse(name);
         match parsed.snapshot {
             Some(_) => Ok(crate::read::Target::Version(state.version_named(parsed)?)),
-            None => Ok(crate::read::Target::Volume(state.live_volume(parsed.volume)?.0)),
+            None => Ok(crate::read::Target::Volume(
+                state.live_volume(parsed.volume)?.0,
+            )),
         }
     }
 }

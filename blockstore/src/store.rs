@@ -138,7 +138,9 @@ impl Drop for Inner {
             return;
         }
         let background = std::mem::take(&mut *self.background.lock());
-        let Some(worker) = self.workers.first() else { return };
+        let Some(worker) = self.workers.first() else {
+            return;
+        };
         let closed = worker.spawn(close(Arc::clone(&self.pool), background));
         let runtime = self.runtime.lock().take();
         if on_worker() {
@@ -147,7 +149,11 @@ impl Drop for Inner {
                 log_close(closed.wait());
                 drop(runtime);
             };
-            drop(std::thread::Builder::new().name("close".to_owned()).spawn(wait));
+            drop(
+                std::thread::Builder::new()
+                    .name("close".to_owned())
+                    .spawn(wait),
+            );
         } else {
             log_close(closed.wait());
         }
@@ -208,10 +214,16 @@ impl Store {
         let worker = workers.first().cloned();
         let worker = worker.ok_or_else(|| Error::new(ErrorKind::Io, "no worker was started"))?;
         let clock = Arc::new(SystemClock::new());
-        let pool = worker.spawn(Pool::open(device, clock, options.clone())).wait()?;
+        let pool = worker
+            .spawn(Pool::open(device, clock, options.clone()))
+            .wait()?;
         let spread = workers.iter().cycle();
-        let background =
-            pool.background().into_iter().zip(spread).map(|(task, w)| w.spawn(task)).collect();
+        let background = pool
+            .background()
+            .into_iter()
+            .zip(spread)
+            .map(|(task, w)| w.spawn(task))
+            .collect();
         let store = Self(Arc::new(Inner {
             pool: Arc::clone(&pool),
             workers,
@@ -224,10 +236,7 @@ impl Store {
 
     /// Verifies a pool that nobody has open, changing nothing: it is recovered in memory, and then
     /// every structure and every block is read and compared with every rule of the format.
-    pub fn check(
-        path: &Path,
-        progress: &mut (dyn FnMut(Progress) + Send),
-    ) -> Result<CheckReport> {
+    pub fn check(path: &Path, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<CheckReport> {
         check::check_file(path, progress)
     }
 
@@ -292,7 +301,10 @@ impl Store {
     pub fn clone_volume(&self, source: &str, name: &str) -> Pending<Result<VolumeInfo>> {
         let pool = Arc::clone(self.pool());
         let (source, owned) = (source.to_owned(), name.to_owned());
-        self.volume_after(name, async move { pool.clone_volume(&source, &owned).await })
+        self.volume_after(
+            name,
+            async move { pool.clone_volume(&source, &owned).await },
+        )
     }
 
     /// Cuts `(volume, name)` snapshots, all at one instant: after every write that was answered
@@ -324,7 +336,10 @@ impl Store {
     pub fn rollback(&self, volume: &str, snapshot: &str) -> Pending<Result<VolumeInfo>> {
         let pool = Arc::clone(self.pool());
         let (owned, snapshot) = (volume.to_owned(), snapshot.to_owned());
-        self.volume_after(volume, async move { pool.rollback(&owned, &snapshot).await })
+        self.volume_after(
+            volume,
+            async move { pool.rollback(&owned, &snapshot).await },
+        )
     }
 
     /// Deletes a volume; its snapshots stay, and so does its name until the last of them is gone.

@@ -40,7 +40,12 @@ impl Drop for Open {
 impl Volume {
     /// The caller has counted the writer, if it is one.
     pub(crate) fn open(store: Store, target: Target, name: &str, read_only: bool) -> Self {
-        Self(Arc::new(Open { store, target, name: name.to_owned(), read_only }))
+        Self(Arc::new(Open {
+            store,
+            target,
+            name: name.to_owned(),
+            read_only,
+        }))
     }
 
     /// The name it was opened by: `VOLUME` or `VOLUME@SNAPSHOT`.
@@ -52,7 +57,9 @@ impl Volume {
     pub fn size(&self) -> u64 {
         let state = self.0.store.pool().state.lock();
         let version = self.0.target.version(&state).ok();
-        version.and_then(|id| state.versions.get(&id)).map_or(0, |version| version.size)
+        version
+            .and_then(|id| state.versions.get(&id))
+            .map_or(0, |version| version.size)
     }
 
     /// Writes are refused.
@@ -76,12 +83,17 @@ impl Volume {
                 return Ok(Reply::Done);
             }
             Request::Write { offset, data, fua } => (pool.write(volume, offset, data).await?, fua),
-            Request::Zero { offset, length, allocate, fua } => {
-                (pool.zero(volume, offset, length, allocate).await?, fua)
-            }
-            Request::Trim { offset, length, fua } => {
-                (pool.trim(volume, offset, length).await?, fua)
-            }
+            Request::Zero {
+                offset,
+                length,
+                allocate,
+                fua,
+            } => (pool.zero(volume, offset, length, allocate).await?, fua),
+            Request::Trim {
+                offset,
+                length,
+                fua,
+            } => (pool.trim(volume, offset, length).await?, fua),
         };
         if fua && let Some(record) = record {
             pool.commit(record).await?;
@@ -99,7 +111,12 @@ impl Volume {
             }
             Request::Flush => return Ok(0),
         };
-        let Open { target, name, read_only, .. } = &*self.0;
+        let Open {
+            target,
+            name,
+            read_only,
+            ..
+        } = &*self.0;
         let carries_data = matches!(request, Request::Read { .. } | Request::Write { .. });
         if carries_data && length > REQUEST_BYTES_MAX {
             let message = format!("a request of {length} bytes is more than {REQUEST_BYTES_MAX}");
@@ -118,7 +135,10 @@ impl Volume {
         match target {
             Target::Volume(id) if !(changes && *read_only) => Ok(*id),
             Target::Version(_) if !changes => Ok(0),
-            _ => Err(Error::new(ErrorKind::ReadOnly, format!("{name} is open for reading only"))),
+            _ => Err(Error::new(
+                ErrorKind::ReadOnly,
+                format!("{name} is open for reading only"),
+            )),
         }
     }
 
@@ -132,7 +152,11 @@ impl Volume {
     ) -> Result<Vec<Extent>> {
         let end = offset.saturating_add(length).min(self.size());
         let is_data = |class| class == Class::Data;
-        self.0.store.pool().extents(None, self.0.target, offset..end, extents_max, is_data).await
+        self.0
+            .store
+            .pool()
+            .extents(None, self.0.target, offset..end, extents_max, is_data)
+            .await
     }
 
     /// Extents (as [`Self::extents`], covering the range without gaps) where `allocated` means: the
@@ -152,7 +176,8 @@ impl Volume {
             Target::Version(state.snapshot_id(volume, since)?)
         };
         let changed = |class| class != Class::Same;
-        pool.extents(Some(from), self.0.target, offset..end, extents_max, changed).await
+        pool.extents(Some(from), self.0.target, offset..end, extents_max, changed)
+            .await
     }
 
     /// Reads `length` bytes at `offset`.
@@ -168,17 +193,30 @@ impl Volume {
 
     /// Writes `data` at `offset`.
     pub fn write(&self, offset: u64, data: impl Into<Bytes>) -> Pending<Result<()>> {
-        self.start(Request::Write { offset, data: data.into(), fua: false })
+        self.start(Request::Write {
+            offset,
+            data: data.into(),
+            fua: false,
+        })
     }
 
     /// Makes a range read as zeroes.
     pub fn zero(&self, offset: u64, length: u64) -> Pending<Result<()>> {
-        self.start(Request::Zero { offset, length, allocate: false, fua: false })
+        self.start(Request::Zero {
+            offset,
+            length,
+            allocate: false,
+            fua: false,
+        })
     }
 
     /// Gives a range's space back.
     pub fn trim(&self, offset: u64, length: u64) -> Pending<Result<()>> {
-        self.start(Request::Trim { offset, length, fua: false })
+        self.start(Request::Trim {
+            offset,
+            length,
+            fua: false,
+        })
     }
 
     /// Makes everything that was answered durable.
@@ -188,7 +226,9 @@ impl Volume {
 
     fn start(&self, request: Request) -> Pending<Result<()>> {
         let this = self.clone();
-        self.0.store.spawn(async move { this.execute(request).await.map(drop) })
+        self.0
+            .store
+            .spawn(async move { this.execute(request).await.map(drop) })
     }
 }
 

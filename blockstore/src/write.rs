@@ -51,15 +51,26 @@ pub(crate) fn slot_at(
 
 impl Pool {
     /// Writes `data` at byte `offset`; the record that holds it, or `None` if it is empty.
-    pub(crate) async fn write(&self, volume: u64, offset: u64, data: Bytes) -> Result<Option<Record>> {
+    pub(crate) async fn write(
+        &self,
+        volume: u64,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<Option<Record>> {
         if data.is_empty() {
             return Ok(None);
         }
         let end = offset + data.len() as u64;
         let aligned = offset.is_multiple_of(BLOCK_BYTES) && end.is_multiple_of(BLOCK_BYTES);
         if aligned {
-            let data = if is_aligned(&data) { data } else { copied(&data) };
-            let record = self.write_blocks(volume, offset / BLOCK_BYTES, data, &[]).await?;
+            let data = if is_aligned(&data) {
+                data
+            } else {
+                copied(&data)
+            };
+            let record = self
+                .write_blocks(volume, offset / BLOCK_BYTES, data, &[])
+                .await?;
             return record.map(Some).ok_or_else(|| {
                 Error::new(ErrorKind::Io, "an aligned write cannot be out of date")
             });
@@ -81,11 +92,17 @@ impl Pool {
                 let (merged_from, content) = self.read_current(volume, *block).await?;
                 let at = usize::try_from((block - first) * BLOCK_BYTES).unwrap_or(usize::MAX);
                 buffer[at..at + BLOCK_SIZE].copy_from_slice(&content);
-                edges.push(Edge { block: *block, merged_from });
+                edges.push(Edge {
+                    block: *block,
+                    merged_from,
+                });
             }
             let at = usize::try_from(offset % BLOCK_BYTES).unwrap_or(usize::MAX);
             buffer[at..at + data.len()].copy_from_slice(&data);
-            if let Some(record) = self.write_blocks(volume, first, buffer.freeze(), &edges).await? {
+            if let Some(record) = self
+                .write_blocks(volume, first, buffer.freeze(), &edges)
+                .await?
+            {
                 return Ok(Some(record));
             }
         }
@@ -109,7 +126,12 @@ impl Pool {
             urgency: Urgency::Write,
         };
         let mut promise = self.admit(need).await?;
-        let crcs: Vec<u32> = data.as_chunks::<BLOCK_SIZE>().0.iter().map(|b| checksum(b)).collect();
+        let crcs: Vec<u32> = data
+            .as_chunks::<BLOCK_SIZE>()
+            .0
+            .iter()
+            .map(|b| checksum(b))
+            .collect();
         self.write_extents(&mut promise, &data).await?;
 
         let mut crcs = crcs.into_iter();
@@ -130,12 +152,18 @@ impl Pool {
                     Ok(_) => {}
                 }
             }
-            Ok(Made::Change(Change::Map { version, first, runs: runs.clone() }))
+            Ok(Made::Change(Change::Map {
+                version,
+                first,
+                runs: runs.clone(),
+            }))
         };
-        Ok(match self.publish(&mut promise, data.len() as u64, make).await? {
-            Published::In(record) => Some(record),
-            Published::Stale => None,
-        })
+        Ok(
+            match self.publish(&mut promise, data.len() as u64, make).await? {
+                Published::In(record) => Some(record),
+                Published::Stale => None,
+            },
+        )
     }
 
     async fn write_extents(&self, promise: &mut Promise<'_>, data: &Bytes) -> Result<()> {
@@ -144,14 +172,20 @@ impl Pool {
         let mut writes = Vec::with_capacity(promise.extents.len());
         for extent in &promise.extents {
             let length = extent.blocks as usize * BLOCK_SIZE;
-            writes.push(self.device.write(extent.address.0, data.slice(at..at + length)));
+            writes.push(
+                self.device
+                    .write(extent.address.0, data.slice(at..at + length)),
+            );
             at += length;
         }
         let failed = match writes.pop() {
             Some(only) if writes.is_empty() => only.await.err(),
             Some(last) => {
                 writes.push(last);
-                join_all(writes).await.into_iter().find_map(std::result::Result::err)
+                join_all(writes)
+                    .await
+                    .into_iter()
+                    .find_map(std::result::Result::err)
             }
             None => None,
         };
@@ -178,15 +212,24 @@ impl Pool {
             return Ok(None);
         }
         let leaves = ((end - first) / self.span() + 2).min(8);
-        let need =
-            Need { volume, journal_bytes: 32, data: 0, nodes: leaves + 4 * 8, urgency };
+        let need = Need {
+            volume,
+            journal_bytes: 32,
+            data: 0,
+            nodes: leaves + 4 * 8,
+            urgency,
+        };
         let mut promise = self.admit(need).await?;
         let make = |state: &mut State, _: &NodeSource<'_>| {
             let version = head_of(state, volume)?;
             if state.version(version)?.root.count() == 0 {
                 return Ok(Made::Stale); // all hole already
             }
-            Ok(Made::Change(Change::Unmap { version, first, count: end - first }))
+            Ok(Made::Change(Change::Unmap {
+                version,
+                first,
+                count: end - first,
+            }))
         };
         Ok(match self.publish(&mut promise, 0, make).await? {
             Published::In(record) => Some(record),
@@ -196,8 +239,16 @@ impl Pool {
 
     /// TRIM: gives back the whole blocks inside a byte range. Where space to note it is lacking, it
     /// does nothing and succeeds, as a trim may.
-    pub(crate) async fn trim(&self, volume: u64, offset: u64, length: u64) -> Result<Option<Record>> {
-        let (first, end) = (offset.div_ceil(BLOCK_BYTES), (offset + length) / BLOCK_BYTES);
+    pub(crate) async fn trim(
+        &self,
+        volume: u64,
+        offset: u64,
+        length: u64,
+    ) -> Result<Option<Record>> {
+        let (first, end) = (
+            offset.div_ceil(BLOCK_BYTES),
+            (offset + length) / BLOCK_BYTES,
+        );
         match self.unmap(volume, first, end, Urgency::Release).await {
             Err(error) if error.kind() == ErrorKind::NoSpace => Ok(None),
             result => result,

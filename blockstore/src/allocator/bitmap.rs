@@ -17,20 +17,30 @@ impl Bitmap {
 
     /// Of little-endian bytes, as stored.
     pub(crate) fn from_bytes(bytes: &[u8], bits: u32) -> Self {
-        let words = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+        let words = bytes
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|word| u64::from_le_bytes(*word));
         Self(words.take(bits.div_ceil(WORD) as usize).collect())
     }
 
     /// Little-endian bytes, padded with zeroes to `length`.
     pub(crate) fn to_bytes(&self, length: usize) -> Vec<u8> {
         let mut out: Vec<u8> = self.0.iter().flat_map(|word| word.to_le_bytes()).collect();
-        assert!(out.len() <= length, "a bitmap of {} bytes in {length}", out.len());
+        assert!(
+            out.len() <= length,
+            "a bitmap of {} bytes in {length}",
+            out.len()
+        );
         out.resize(length, 0);
         out
     }
 
     pub(crate) fn bits(&self) -> u32 {
-        u32::try_from(self.0.len()).unwrap_or(u32::MAX).saturating_mul(WORD)
+        u32::try_from(self.0.len())
+            .unwrap_or(u32::MAX)
+            .saturating_mul(WORD)
     }
 
     pub(crate) fn get(&self, bit: u32) -> bool {
@@ -40,7 +50,10 @@ impl Bitmap {
     /// Sets a range; every bit must be clear.
     pub(crate) fn set(&mut self, range: Range<u32>) {
         self.each_word(range, |word, mask| {
-            assert!(*word & mask == 0, "bits {mask:x} of {word:x} are set already");
+            assert!(
+                *word & mask == 0,
+                "bits {mask:x} of {word:x} are set already"
+            );
             *word |= mask;
         });
     }
@@ -53,7 +66,10 @@ impl Bitmap {
     /// Clears a range; every bit must be set.
     pub(crate) fn clear(&mut self, range: Range<u32>) {
         self.each_word(range, |word, mask| {
-            assert!(*word & mask == mask, "bits {mask:x} of {word:x} are clear already");
+            assert!(
+                *word & mask == mask,
+                "bits {mask:x} of {word:x} are clear already"
+            );
             *word &= !mask;
         });
     }
@@ -62,7 +78,9 @@ impl Bitmap {
         let mut bit = range.start;
         while bit < range.end {
             let within = bit % WORD;
-            let count = WORD.saturating_sub(within).min(range.end.saturating_sub(bit));
+            let count = WORD
+                .saturating_sub(within)
+                .min(range.end.saturating_sub(bit));
             let ones = u64::MAX >> WORD.saturating_sub(count);
             change(&mut self.0[(bit / WORD) as usize], ones << within);
             bit = bit.saturating_add(count);
@@ -91,7 +109,9 @@ impl Bitmap {
             index = index.saturating_add(1);
             word = self.0.get(index)? ^ flip;
         }
-        let base = u32::try_from(index).unwrap_or(u32::MAX).saturating_mul(WORD);
+        let base = u32::try_from(index)
+            .unwrap_or(u32::MAX)
+            .saturating_mul(WORD);
         Some(base.saturating_add(word.trailing_zeros()))
     }
 

@@ -114,15 +114,27 @@ impl Allocator {
         let last = geometry.regions() - 1;
         Self {
             geometry,
-            regions: entries.iter().take(geometry.regions()).enumerate().map(region).collect(),
+            regions: entries
+                .iter()
+                .take(geometry.regions())
+                .enumerate()
+                .map(region)
+                .collect(),
             usable: geometry.usable(),
-            used: entries.iter().take(geometry.regions()).map(|e| u64::from(e.used)).sum(),
+            used: entries
+                .iter()
+                .take(geometry.regions())
+                .map(|e| u64::from(e.used))
+                .sum(),
             gated: 0,
             abandoned: 0,
             log: Log::new(),
             log_len: 0,
             data: Stream::at(0, 0),
-            metadata: [Stream::at(0, 0), Stream::at(last, geometry.region_len(last) / 2)],
+            metadata: [
+                Stream::at(0, 0),
+                Stream::at(last, geometry.region_len(last) / 2),
+            ],
             stock: [Vec::new(), Vec::new()],
             stocked: [0; 2],
             points: BTreeMap::new(),
@@ -180,7 +192,9 @@ impl Allocator {
     }
 
     fn place(&self, address: Address) -> (usize, u32) {
-        self.geometry.locate(address).unwrap_or_else(|| unreachable!("{address} is in no region"))
+        self.geometry
+            .locate(address)
+            .unwrap_or_else(|| unreachable!("{address} is in no region"))
     }
 
     /// Claims one given block: recovery finds in the journal what was claimed before.
@@ -241,7 +255,15 @@ impl Allocator {
     }
 
     fn note(&mut self, region: usize, start: u32, blocks: u32, kind: DeltaKind) {
-        push(self.log.entry(region).or_default(), Delta { start, blocks, kind }, &mut self.log_len);
+        push(
+            self.log.entry(region).or_default(),
+            Delta {
+                start,
+                blocks,
+                kind,
+            },
+            &mut self.log_len,
+        );
     }
 
     /// The changes since the last freeze, to be written as bitmaps.
@@ -264,7 +286,9 @@ impl Allocator {
         for (region, deltas) in own {
             self.regions[region].settling = true;
             let list = log.entry(region).or_default();
-            deltas.into_iter().for_each(|delta| push(list, delta, &mut 0));
+            deltas
+                .into_iter()
+                .for_each(|delta| push(list, delta, &mut 0));
         }
     }
 
@@ -277,7 +301,8 @@ impl Allocator {
             if !matches!(delta.kind, DeltaKind::Gated | DeltaKind::Abandoned) {
                 continue;
             }
-            self.bitmap(region).clear(delta.start..delta.start + delta.blocks);
+            self.bitmap(region)
+                .clear(delta.start..delta.start + delta.blocks);
             self.regions[region].free += delta.blocks;
             self.gated -= u64::from(delta.blocks);
             if delta.kind == DeltaKind::Abandoned {
@@ -288,7 +313,11 @@ impl Allocator {
 
     /// Forgets bitmaps that say no more than the disk does, down to `keep`.
     pub(crate) fn evict(&mut self, keep: usize) {
-        let mut loaded = self.regions.iter().filter(|r| r.unavailable.is_some()).count();
+        let mut loaded = self
+            .regions
+            .iter()
+            .filter(|r| r.unavailable.is_some())
+            .count();
         for (index, region) in self.regions.iter_mut().enumerate() {
             let busy = region.outstanding > 0 || region.settling || self.log.contains_key(&index);
             if loaded > keep && region.unavailable.is_some() && !busy {

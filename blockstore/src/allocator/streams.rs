@@ -56,7 +56,10 @@ impl Allocator {
         let tick = self.tick;
         if let Some(point) = self.points.get_mut(&volume) {
             point.used_at = tick;
-            let piece = Extent { blocks: needed.min(point.left.blocks), ..point.left };
+            let piece = Extent {
+                blocks: needed.min(point.left.blocks),
+                ..point.left
+            };
             point.left.address.0 += u64::from(piece.blocks);
             point.left.blocks -= piece.blocks;
             if point.left.blocks == 0 {
@@ -76,11 +79,23 @@ impl Allocator {
             run = self.claim_run(Which::Data, want);
         }
         let run = run?;
-        let piece = Extent { blocks: needed.min(run.blocks), ..run };
+        let piece = Extent {
+            blocks: needed.min(run.blocks),
+            ..run
+        };
         if run.blocks > piece.blocks {
             let address = Address(run.address.0 + u64::from(piece.blocks));
-            let left = Extent { address, blocks: run.blocks - piece.blocks };
-            self.points.insert(volume, Point { left, used_at: tick });
+            let left = Extent {
+                address,
+                blocks: run.blocks - piece.blocks,
+            };
+            self.points.insert(
+                volume,
+                Point {
+                    left,
+                    used_at: tick,
+                },
+            );
         }
         Ok(piece)
     }
@@ -156,7 +171,10 @@ impl Allocator {
                     self.regions[region].free -= blocks;
                     self.regions[region].outstanding += blocks;
                     let address = self.geometry.region_start(region) + u64::from(run.start);
-                    return Ok(Extent { address: Address(address), blocks });
+                    return Ok(Extent {
+                        address: Address(address),
+                        blocks,
+                    });
                 }
             }
             *self.stream(which) = Stream::at(self.emptiest(which)?, 0);
@@ -171,7 +189,8 @@ impl Allocator {
             (Some(index) != avoid && free > 0, free)
         };
         let best = (0..self.regions.len()).max_by_key(|index| (free(*index), usize::MAX - index));
-        best.filter(|index| self.regions[*index].free > 0).ok_or(Short::Full)
+        best.filter(|index| self.regions[*index].free > 0)
+            .ok_or(Short::Full)
     }
 }
 

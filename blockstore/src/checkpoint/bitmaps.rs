@@ -42,7 +42,8 @@ impl Pool {
         let mut settled = BTreeMap::new();
         let regions: Vec<usize> = log.keys().copied().collect();
         for batch in regions.chunks(BATCH) {
-            let written = join_all(batch.iter().map(|region| self.write_bitmap(*region, log))).await;
+            let written =
+                join_all(batch.iter().map(|region| self.write_bitmap(*region, log))).await;
             for (region, entry) in batch.iter().zip(written) {
                 settled.insert(*region, entry?);
             }
@@ -62,7 +63,11 @@ impl Pool {
         let bytes = usize::try_from(geometry.bitmap_blocks()).unwrap_or_default() * BLOCK_SIZE;
         let bytes = bitmap.to_bytes(bytes);
         let place = entry.place ^ 1;
-        let new = RegionEntry { crc: checksum(&bytes), used: bitmap.count(), place };
+        let new = RegionEntry {
+            crc: checksum(&bytes),
+            used: bitmap.count(),
+            place,
+        };
         let start = geometry.bitmap_place(region, place);
         self.write_ordered("a bitmap write", start, bytes).await?;
         Ok(new)
@@ -74,22 +79,33 @@ impl Pool {
         superblock: &mut Superblock,
         settled: &BTreeMap<usize, RegionEntry>,
     ) -> Result<()> {
-        let mut blocks: Vec<usize> = settled.keys().map(|region| region / TABLE_ENTRIES).collect();
+        let mut blocks: Vec<usize> = settled
+            .keys()
+            .map(|region| region / TABLE_ENTRIES)
+            .collect();
         blocks.dedup();
         let geometry = superblock.geometry;
         for index in blocks {
             let bytes = {
                 let state = self.state.lock();
-                let regions = index * TABLE_ENTRIES..geometry.regions().min((index + 1) * TABLE_ENTRIES);
+                let regions =
+                    index * TABLE_ENTRIES..geometry.regions().min((index + 1) * TABLE_ENTRIES);
                 let entry = |region: usize| {
-                    settled.get(&region).copied().unwrap_or_else(|| state.allocator.entry(region))
+                    settled
+                        .get(&region)
+                        .copied()
+                        .unwrap_or_else(|| state.allocator.entry(region))
                 };
                 encode(&regions.map(entry).collect::<Vec<_>>())
             };
             let place = superblock.table[index].place ^ 1;
-            superblock.table[index] = TableBlock { place, crc: checksum(&bytes) };
+            superblock.table[index] = TableBlock {
+                place,
+                crc: checksum(&bytes),
+            };
             let start = geometry.table_place(index, place);
-            self.write_ordered("a region table write", start, bytes).await?;
+            self.write_ordered("a region table write", start, bytes)
+                .await?;
         }
         Ok(())
     }

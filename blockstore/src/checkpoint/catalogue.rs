@@ -41,9 +41,20 @@ impl Ground for CatalogueGround<'_> {
 
     fn new_node(&mut self, level: u8, first: u64) -> NodeHeader {
         let address = self.allocator.take_metadata(0);
-        let twin = if level > 0 { self.allocator.take_metadata(1) } else { Address(0) };
+        let twin = if level > 0 {
+            self.allocator.take_metadata(1)
+        } else {
+            Address(0)
+        };
         self.fresh.insert(address.0);
-        NodeHeader { level, owner: 0, first, birth: self.now, address, twin }
+        NodeHeader {
+            level,
+            owner: 0,
+            first,
+            birth: self.now,
+            address,
+            twin,
+        }
     }
 
     fn in_place(&self, node: &NodeHeader) -> bool {
@@ -82,7 +93,10 @@ impl Pool {
             let block = self.patched(old, group).await?;
             let used = block.iter().any(|byte| *byte != 0);
             let crc = checksum(&block);
-            let nodes = NodeSource { cache: &self.cache, loaded: &loaded };
+            let nodes = NodeSource {
+                cache: &self.cache,
+                loaded: &loaded,
+            };
             let geometry = self.state.lock().geometry;
             let mut address = Address(0);
             self.allocate_frozen(log, 1 + 16, |allocator| {
@@ -90,7 +104,13 @@ impl Pool {
                     address = allocator.take_metadata(0);
                 }
                 let (nodes, fresh) = (&nodes, &mut fresh);
-                let mut ground = CatalogueGround { geometry, nodes, allocator, now: record, fresh };
+                let mut ground = CatalogueGround {
+                    geometry,
+                    nodes,
+                    allocator,
+                    now: record,
+                    fresh,
+                };
                 if used {
                     let pointer = Packed::new(address, 0, record, crc);
                     mapping::map(&mut root, &mut ground, index, &[pointer]);
@@ -121,11 +141,19 @@ impl Pool {
         loop {
             let (missing, reading) = {
                 let mut state = self.state.lock();
-                let nodes = NodeSource { cache: &self.cache, loaded: &loaded };
+                let nodes = NodeSource {
+                    cache: &self.cache,
+                    loaded: &loaded,
+                };
                 let (geometry, fresh) = (state.geometry, &mut BTreeSet::new());
                 let allocator = &mut state.allocator;
-                let ground =
-                    CatalogueGround { geometry, nodes: &nodes, allocator, now: Record(0), fresh };
+                let ground = CatalogueGround {
+                    geometry,
+                    nodes: &nodes,
+                    allocator,
+                    now: Record(0),
+                    fresh,
+                };
                 match mapping::leaf_at(root, &ground, index) {
                     Ok(Leaf::Hole { .. }) => return Ok((Packed::HOLE, loaded)),
                     Ok(Leaf::Node(leaf)) => {

@@ -33,10 +33,30 @@ pub(crate) struct FrozenEntry {
 /// The new content of an entry.
 #[derive(Debug)]
 pub(crate) enum Content {
-    Volume { name: String, origin: String, head: u64, created: u64, reserved: bool },
-    Version { entry: VersionEntry, root: Root, list: Chain },
-    Walk { root: Root, cut: Record, cursor: u64, output: Output },
-    Filter { cut: Record, list: Chain, count: u64, output: Output },
+    Volume {
+        name: String,
+        origin: String,
+        head: u64,
+        created: u64,
+        reserved: bool,
+    },
+    Version {
+        entry: VersionEntry,
+        root: Root,
+        list: Chain,
+    },
+    Walk {
+        root: Root,
+        cut: Record,
+        cursor: u64,
+        output: Output,
+    },
+    Filter {
+        cut: Record,
+        list: Chain,
+        count: u64,
+        output: Output,
+    },
 }
 
 /// A deadlist's chain: as it is on disk, or as it must be written.
@@ -76,8 +96,14 @@ impl FrozenEntry {
     /// The list under it that must be written.
     pub(crate) fn new_list(&self) -> Option<&Arc<FrozenDeadlist>> {
         match self.content.as_ref()? {
-            Content::Version { list: Chain::New(list), .. }
-            | Content::Filter { list: Chain::New(list), .. } => Some(list),
+            Content::Version {
+                list: Chain::New(list),
+                ..
+            }
+            | Content::Filter {
+                list: Chain::New(list),
+                ..
+            } => Some(list),
             _ => None,
         }
     }
@@ -92,7 +118,13 @@ pub(crate) fn encode_entry(entry: &FrozenEntry) -> Vec<u8> {
     };
     let content = match &entry.content {
         None => return vec![0; crate::limits::CATALOGUE_ENTRY_BYTES],
-        Some(Content::Volume { name, origin, head, created, reserved }) => Entry::Volume {
+        Some(Content::Volume {
+            name,
+            origin,
+            head,
+            created,
+            reserved,
+        }) => Entry::Volume {
             name: name.clone(),
             origin: origin.clone(),
             head: *head,
@@ -104,12 +136,28 @@ pub(crate) fn encode_entry(entry: &FrozenEntry) -> Vec<u8> {
             chain: list.written(),
             ..entry.clone()
         }),
-        Some(Content::Walk { root, cut, cursor, output }) => {
-            Entry::Walk { root: stored(root), cut: *cut, cursor: *cursor, output: *output }
-        }
-        Some(Content::Filter { cut, list, count, output }) => {
-            Entry::Filter { cut: *cut, chain: list.written(), count: *count, output: *output }
-        }
+        Some(Content::Walk {
+            root,
+            cut,
+            cursor,
+            output,
+        }) => Entry::Walk {
+            root: stored(root),
+            cut: *cut,
+            cursor: *cursor,
+            output: *output,
+        },
+        Some(Content::Filter {
+            cut,
+            list,
+            count,
+            output,
+        }) => Entry::Filter {
+            cut: *cut,
+            chain: list.written(),
+            count: *count,
+            output: *output,
+        },
     };
     content.encode(entry.id)
 }
@@ -122,7 +170,10 @@ impl Pool {
         state.journal.seal();
         let record = state.journal.last_sealed();
         let changed = std::mem::take(&mut state.changed);
-        let entries = changed.into_iter().map(|id| state.freeze_entry(id)).collect();
+        let entries = changed
+            .into_iter()
+            .map(|id| state.freeze_entry(id))
+            .collect();
         state.frozen = record;
         state.frozen_nodes += std::mem::take(&mut state.dirty_nodes);
         state.checkpoint_wanted = false;
@@ -151,8 +202,13 @@ impl State {
 
     /// A frozen root that was not changed since is found on disk from now on.
     pub(super) fn forget_root(&mut self, entry: &FrozenEntry) {
-        let Some(Root::Memory(frozen)) = entry.root() else { return };
-        let root = match (self.versions.get_mut(&entry.id), self.jobs.get_mut(&entry.id)) {
+        let Some(Root::Memory(frozen)) = entry.root() else {
+            return;
+        };
+        let root = match (
+            self.versions.get_mut(&entry.id),
+            self.jobs.get_mut(&entry.id),
+        ) {
             (Some(version), _) => &mut version.root,
             (None, Some(Job::Walk { root, .. })) => root,
             _ => return,
@@ -192,14 +248,26 @@ fn freeze_version(version: &mut Version) -> Content {
         dead: version.dead.count(),
     };
     let list = Chain::freeze(&mut version.dead);
-    Content::Version { entry, root: version.root.clone(), list }
+    Content::Version {
+        entry,
+        root: version.root.clone(),
+        list,
+    }
 }
 
 fn freeze_job(job: &mut Job) -> Content {
     match job {
-        Job::Walk { root, cut, cursor, output } => {
-            Content::Walk { root: root.clone(), cut: *cut, cursor: *cursor, output: *output }
-        }
+        Job::Walk {
+            root,
+            cut,
+            cursor,
+            output,
+        } => Content::Walk {
+            root: root.clone(),
+            cut: *cut,
+            cursor: *cursor,
+            output: *output,
+        },
         Job::Filter { cut, list, output } => Content::Filter {
             cut: *cut,
             count: list.count(),

@@ -37,7 +37,8 @@ impl Pool {
             let last = self.read_list_block(previous).await?;
             if last.entries.len() < DEADLIST_ENTRIES {
                 let old = previous.address();
-                self.allocate_frozen(log, 0, |allocator| allocator.free_gated(old)).await?;
+                self.allocate_frozen(log, 0, |allocator| allocator.free_gated(old))
+                    .await?;
                 (previous, entries) = (last.previous, last.entries);
             }
         }
@@ -45,8 +46,13 @@ impl Pool {
         let mut batch = Vec::new();
         for chunk in entries.chunks(DEADLIST_ENTRIES) {
             let mut address = Address(0);
-            self.allocate_frozen(log, 1, |allocator| address = allocator.take_metadata(0)).await?;
-            let (bytes, crc) = DeadlistBlock { previous, entries: chunk.to_vec() }.encode();
+            self.allocate_frozen(log, 1, |allocator| address = allocator.take_metadata(0))
+                .await?;
+            let (bytes, crc) = DeadlistBlock {
+                previous,
+                entries: chunk.to_vec(),
+            }
+            .encode();
             previous = Packed::new(address, 0, record, crc);
             batch.push((address, bytes));
         }

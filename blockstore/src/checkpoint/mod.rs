@@ -45,7 +45,13 @@ impl Pool {
     async fn checkpoint_steps(&self) -> Result<()> {
         let (frozen, departed) = self.freeze()?;
         self.commit(frozen.record).await?;
-        let Frozen { record, mark, next_id, mut entries, mut log } = frozen;
+        let Frozen {
+            record,
+            mark,
+            next_id,
+            mut entries,
+            mut log,
+        } = frozen;
 
         self.write_nodes(&entries).await?;
         self.write_lists(&mut entries, record, &mut log).await?;
@@ -96,7 +102,8 @@ impl Pool {
         let pair = u32::try_from(superblock.generation % 2).unwrap_or_default();
         for slot in [pair, pair + 2] {
             let bytes = superblock.encode(slot);
-            self.write_ordered("a superblock write", SLOTS[slot as usize], bytes).await?;
+            self.write_ordered("a superblock write", SLOTS[slot as usize], bytes)
+                .await?;
         }
         self.flush_device().await
     }
@@ -115,7 +122,9 @@ impl Pool {
                 let promised = state.promised_nodes;
                 match state.allocator.stock_metadata(promised + blocks) {
                     Ok(()) => {
-                        state.allocator.freeze_more(log, |allocator| change(allocator));
+                        state
+                            .allocator
+                            .freeze_more(log, |allocator| change(allocator));
                         return Ok(());
                     }
                     Err(short) => short,

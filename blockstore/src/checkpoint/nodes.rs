@@ -26,11 +26,14 @@ impl Pool {
     /// Writes every node of the frozen mappings that was not written yet.
     pub(super) async fn write_nodes(&self, entries: &[FrozenEntry]) -> Result<()> {
         for entry in entries {
-            let Some(Root::Memory(root)) = entry.root() else { continue };
+            let Some(Root::Memory(root)) = entry.root() else {
+                continue;
+            };
             let consumed = match &entry.content {
-                Some(Content::Walk { cut, cursor, .. }) => {
-                    Some(Consumed { cut: *cut, cursor: *cursor })
-                }
+                Some(Content::Walk { cut, cursor, .. }) => Some(Consumed {
+                    cut: *cut,
+                    cursor: *cursor,
+                }),
                 _ => None,
             };
             self.write_tree(root, consumed).await?;
@@ -68,16 +71,26 @@ impl Pool {
         batch.sort_unstable_by_key(|(address, _)| *address);
         let adjacent = |a: &(Address, Vec<u8>), b: &(Address, Vec<u8>)| a.0.0 + 1 == b.0.0;
         let mut writes = Vec::new();
-        for run in batch.chunk_by(adjacent).flat_map(|run| run.chunks(JOIN_BLOCKS)) {
-            let Some((start, _)) = run.first() else { continue };
+        for run in batch
+            .chunk_by(adjacent)
+            .flat_map(|run| run.chunks(JOIN_BLOCKS))
+        {
+            let Some((start, _)) = run.first() else {
+                continue;
+            };
             let mut buffer = Buffer::new(run.len() * BLOCK_SIZE);
             for (place, (_, bytes)) in buffer.as_chunks_mut::<BLOCK_SIZE>().0.iter_mut().zip(run) {
                 place.copy_from_slice(bytes);
             }
             writes.push(self.device.write(start.0, buffer.freeze()));
         }
-        let failed = join_all(writes).await.into_iter().find_map(std::result::Result::err);
-        failed.map_or(Ok(()), |error| Err(self.poison("a checkpoint write", &error)))
+        let failed = join_all(writes)
+            .await
+            .into_iter()
+            .find_map(std::result::Result::err);
+        failed.map_or(Ok(()), |error| {
+            Err(self.poison("a checkpoint write", &error))
+        })
     }
 }
 

@@ -75,7 +75,11 @@ pub(crate) trait Put {
     /// A string, at most 65 535 bytes, with its 16-bit length before it.
     fn put_string(&mut self, value: &str) {
         let length = u16::try_from(value.len());
-        assert!(length.is_ok(), "a string of {} bytes was not refused earlier", value.len());
+        assert!(
+            length.is_ok(),
+            "a string of {} bytes was not refused earlier",
+            value.len()
+        );
         self.put_u16(length.unwrap_or_default());
         self.put(value.as_bytes());
     }

@@ -20,7 +20,11 @@ pub(crate) struct DeadlistBlock {
 impl DeadlistBlock {
     /// The block's bytes and their CRC.
     pub(crate) fn encode(&self) -> (Vec<u8>, u32) {
-        assert!(self.entries.len() <= DEADLIST_ENTRIES, "{} entries", self.entries.len());
+        assert!(
+            self.entries.len() <= DEADLIST_ENTRIES,
+            "{} entries",
+            self.entries.len()
+        );
         let mut out = Vec::with_capacity(BLOCK_SIZE);
         out.put_u32(MAGIC);
         out.put_u32(u32::try_from(self.entries.len()).unwrap_or_default());
@@ -48,8 +52,12 @@ impl DeadlistBlock {
             return None;
         }
         let mut reader = Reader::new(block.get(64..)?);
-        let entries: Option<Vec<_>> =
-            (0..count).map(|_| Some(Packed(reader.u64()?, reader.u64()?))).collect();
-        Some(Self { previous, entries: entries? })
+        let entries: Option<Vec<_>> = (0..count)
+            .map(|_| Some(Packed(reader.u64()?, reader.u64()?)))
+            .collect();
+        Some(Self {
+            previous,
+            entries: entries?,
+        })
     }
 }

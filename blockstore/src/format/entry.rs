@@ -32,12 +32,28 @@ pub(crate) enum Output {
 /// An entry, `id` apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Entry {
-    Volume { name: String, origin: String, head: u64, created: u64, reserved: bool },
+    Volume {
+        name: String,
+        origin: String,
+        head: u64,
+        created: u64,
+        reserved: bool,
+    },
     Version(VersionEntry),
     /// Frees a tree that no version has any more, from block `cursor` on.
-    Walk { root: Option<NodeRef>, cut: Record, cursor: u64, output: Output },
+    Walk {
+        root: Option<NodeRef>,
+        cut: Record,
+        cursor: u64,
+        output: Output,
+    },
     /// Frees the entries of a list born after `cut`, and passes the others on.
-    Filter { cut: Record, chain: Packed, count: u64, output: Output },
+    Filter {
+        cut: Record,
+        chain: Packed,
+        count: u64,
+        output: Output,
+    },
 }
 
 /// A version as the catalogue keeps it.
@@ -63,7 +79,13 @@ impl Entry {
         let mut out = Vec::with_capacity(CATALOGUE_ENTRY_BYTES);
         out.put_u64(id);
         match self {
-            Self::Volume { name, origin, head, created, reserved } => {
+            Self::Volume {
+                name,
+                origin,
+                head,
+                created,
+                reserved,
+            } => {
                 out.put_u64(1);
                 out.put_u64(*head);
                 out.put_u64(*created);
@@ -79,14 +101,24 @@ impl Entry {
                 });
                 version.put(&mut out);
             }
-            Self::Walk { root, cut, cursor, output } => {
+            Self::Walk {
+                root,
+                cut,
+                cursor,
+                output,
+            } => {
                 out.put_u64(5);
                 out.put_u64(cut.0);
                 out.put_u64(*cursor);
                 put_output(&mut out, *output);
                 put_root(&mut out, *root);
             }
-            Self::Filter { cut, chain, count, output } => {
+            Self::Filter {
+                cut,
+                chain,
+                count,
+                output,
+            } => {
                 out.put_u64(6);
                 out.put_u64(cut.0);
                 out.put_u64(*count);
@@ -95,7 +127,11 @@ impl Entry {
                 out.put_u64(chain.1);
             }
         }
-        assert!(out.len() <= CATALOGUE_ENTRY_BYTES, "entry {id} has {} bytes", out.len());
+        assert!(
+            out.len() <= CATALOGUE_ENTRY_BYTES,
+            "entry {id} has {} bytes",
+            out.len()
+        );
         out.resize(CATALOGUE_ENTRY_BYTES, 0);
         out
     }
@@ -109,18 +145,34 @@ impl Entry {
             1 => {
                 let (head, created, reserved) = (r.u64()?, r.u64()?, r.u64()? != 0);
                 let (name, origin) = (r.string()?, r.string()?);
-                Self::Volume { name, origin, head, created, reserved }
+                Self::Volume {
+                    name,
+                    origin,
+                    head,
+                    created,
+                    reserved,
+                }
             }
             2 => Self::Version(VersionEntry::read(r, Kind::Head)?),
             3 => Self::Version(VersionEntry::read(r, Kind::Snapshot)?),
             4 => Self::Version(VersionEntry::read(r, Kind::Ghost)?),
             5 => {
                 let (cut, cursor, output) = (Record(r.u64()?), r.u64()?, read_output(r)?);
-                Self::Walk { root: read_root(r)?, cut, cursor, output }
+                Self::Walk {
+                    root: read_root(r)?,
+                    cut,
+                    cursor,
+                    output,
+                }
             }
             6 => {
                 let (cut, count, output) = (Record(r.u64()?), r.u64()?, read_output(r)?);
-                Self::Filter { cut, chain: Packed(r.u64()?, r.u64()?), count, output }
+                Self::Filter {
+                    cut,
+                    chain: Packed(r.u64()?, r.u64()?),
+                    count,
+                    output,
+                }
             }
             _ => return None,
         };
@@ -130,10 +182,22 @@ impl Entry {
 
 impl VersionEntry {
     fn put(&self, out: &mut Vec<u8>) {
-        for number in [self.volume, self.size, self.created, self.parent, self.cut.0] {
+        for number in [
+            self.volume,
+            self.size,
+            self.created,
+            self.parent,
+            self.cut.0,
+        ] {
             out.put_u64(number);
         }
-        for number in [self.own, self.dead_own, self.dead, self.chain.0, self.chain.1] {
+        for number in [
+            self.own,
+            self.dead_own,
+            self.dead,
+            self.chain.0,
+            self.chain.1,
+        ] {
             out.put_u64(number);
         }
         put_root(out, self.root);
@@ -147,7 +211,20 @@ impl VersionEntry {
         let chain = Packed(r.u64()?, r.u64()?);
         let root = read_root(r)?;
         let name = r.string()?;
-        Some(Self { kind, volume, name, size, created, root, parent, cut, own, dead_own, chain, dead })
+        Some(Self {
+            kind,
+            volume,
+            name,
+            size,
+            created,
+            root,
+            parent,
+            cut,
+            own,
+            dead_own,
+            chain,
+            dead,
+        })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Where the fixed structures of a pool are, and how its regions and nodes are shaped.
-use crate::limits::{FANOUT, JOURNAL_BLOCKS, JOURNAL_BLOCKS_MIN, REGION_BLOCKS, REGIONS_MAX, TABLE_BLOCKS};
+use crate::limits::{
+    FANOUT, JOURNAL_BLOCKS, JOURNAL_BLOCKS_MIN, REGION_BLOCKS, REGIONS_MAX, TABLE_BLOCKS,
+};
 use crate::units::Address;
 
 /// Blocks of a superblock slot.
@@ -78,7 +80,9 @@ impl Geometry {
     /// Blocks of a region that exist: the last may be cut short.
     pub(crate) fn region_len(&self, region: usize) -> u32 {
         let left = self.blocks - self.region_start(region);
-        u32::try_from(left).unwrap_or(u32::MAX).min(self.region_blocks)
+        u32::try_from(left)
+            .unwrap_or(u32::MAX)
+            .min(self.region_blocks)
     }
 
     /// Where a region's bitmap is, in each of its two places.
@@ -111,12 +115,18 @@ impl Geometry {
     /// Blocks that volumes and metadata can use.
     pub(crate) fn usable(&self) -> u64 {
         let overhead = self.bitmap_blocks() * 2;
-        (0..self.regions()).map(|r| u64::from(self.region_len(r)) - overhead).sum()
+        (0..self.regions())
+            .map(|r| u64::from(self.region_len(r)) - overhead)
+            .sum()
     }
 
     /// Children of a node of `level`: pointers above level 1 take two slots.
     pub(crate) fn children(&self, level: u8) -> u64 {
-        u64::from(if level >= 2 { self.fanout / 2 } else { self.fanout })
+        u64::from(if level >= 2 {
+            self.fanout / 2
+        } else {
+            self.fanout
+        })
     }
 
     /// Volume blocks below a node of `level`.

@@ -36,7 +36,11 @@ pub(crate) fn encode(header: &NodeHeader, slots: &[Packed]) -> Vec<u8> {
         out.put_u64(slot.0);
         out.put_u64(slot.1);
     }
-    assert!(out.len() <= BLOCK_SIZE, "{} slots do not fit a node", slots.len());
+    assert!(
+        out.len() <= BLOCK_SIZE,
+        "{} slots do not fit a node",
+        slots.len()
+    );
     out.resize(BLOCK_SIZE, 0);
     out
 }
@@ -68,7 +72,8 @@ pub(crate) fn decode(
         return None;
     }
     let mut reader = Reader::new(block.get(HEADER_BYTES..)?);
-    let slots: Option<Vec<_>> =
-        (0..fanout).map(|_| Some(Packed(reader.u64()?, reader.u64()?))).collect();
+    let slots: Option<Vec<_>> = (0..fanout)
+        .map(|_| Some(Packed(reader.u64()?, reader.u64()?)))
+        .collect();
     Some((header, slots?))
 }

@@ -52,7 +52,13 @@ impl std::fmt::Debug for Packed {
         if self.is_hole() {
             return f.write_str("hole");
         }
-        write!(f, "{} of {} crc {:08x}", self.address(), self.birth(), self.crc())
+        write!(
+            f,
+            "{} of {} crc {:08x}",
+            self.address(),
+            self.birth(),
+            self.crc()
+        )
     }
 }
 
@@ -72,8 +78,17 @@ impl NodeRef {
     /// A leaf's pointer takes one slot and keeps its count in the flags.
     pub(crate) fn leaf_slot(self) -> Packed {
         let count = u8::try_from(self.count);
-        assert!(count.is_ok() && self.level == 0, "a leaf counts {} blocks", self.count);
-        Packed::new(self.address, count.unwrap_or_default(), self.birth, self.crc)
+        assert!(
+            count.is_ok() && self.level == 0,
+            "a leaf counts {} blocks",
+            self.count
+        );
+        Packed::new(
+            self.address,
+            count.unwrap_or_default(),
+            self.birth,
+            self.crc,
+        )
     }
 
     /// A higher node's pointer takes two slots; the second keeps the twin, and the count in the

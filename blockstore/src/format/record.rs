@@ -64,9 +64,15 @@ impl RecordHeader {
 
     /// The record's bytes, padded to whole blocks; fills in length and CRC.
     pub(crate) fn encode(&mut self, body: &[u8]) -> Vec<u8> {
-        assert!(body.len() <= RECORD_BYTES_MAX, "a record of {} bytes", body.len());
+        assert!(
+            body.len() <= RECORD_BYTES_MAX,
+            "a record of {} bytes",
+            body.len()
+        );
         self.body_length = u32::try_from(body.len()).unwrap_or_default();
-        let padded = usize::try_from(self.blocks()).unwrap_or_default().saturating_mul(BLOCK_SIZE);
+        let padded = usize::try_from(self.blocks())
+            .unwrap_or_default()
+            .saturating_mul(BLOCK_SIZE);
         let mut out = Vec::with_capacity(padded);
         out.put(MAGIC);
         out.put(&self.pool_id);
@@ -100,17 +106,60 @@ pub(crate) struct Run {
 /// One change, as the journal keeps it. Numbers are ids; `first` and `count` are volume blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Change {
-    Map { version: u64, first: u64, runs: Vec<Run> },
-    Unmap { version: u64, first: u64, count: u64 },
-    CreateVolume { volume: u64, head: u64, name: String, size: u64, reserved: bool, created: u64 },
-    Clone { volume: u64, head: u64, source: u64, ghost: u64, name: String, origin: String, created: u64 },
-    Snapshot { cuts: Vec<Cut>, created: u64 },
-    Resize { volume: u64, size: u64 },
-    Rename { volume: u64, name: String },
-    Rollback { volume: u64, snapshot: u64, head: u64, created: u64 },
-    DeleteVolume { volume: u64 },
-    DeleteSnapshot { version: u64 },
-    Reap { version: u64 },
+    Map {
+        version: u64,
+        first: u64,
+        runs: Vec<Run>,
+    },
+    Unmap {
+        version: u64,
+        first: u64,
+        count: u64,
+    },
+    CreateVolume {
+        volume: u64,
+        head: u64,
+        name: String,
+        size: u64,
+        reserved: bool,
+        created: u64,
+    },
+    Clone {
+        volume: u64,
+        head: u64,
+        source: u64,
+        ghost: u64,
+        name: String,
+        origin: String,
+        created: u64,
+    },
+    Snapshot {
+        cuts: Vec<Cut>,
+        created: u64,
+    },
+    Resize {
+        volume: u64,
+        size: u64,
+    },
+    Rename {
+        volume: u64,
+        name: String,
+    },
+    Rollback {
+        volume: u64,
+        snapshot: u64,
+        head: u64,
+        created: u64,
+    },
+    DeleteVolume {
+        volume: u64,
+    },
+    DeleteSnapshot {
+        version: u64,
+    },
+    Reap {
+        version: u64,
+    },
 }
 
 /// One snapshot of a group: the head it is cut from, its own id and name.
@@ -124,7 +173,11 @@ pub(crate) struct Cut {
 impl Change {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Map { version, first, runs } => {
+            Self::Map {
+                version,
+                first,
+                runs,
+            } => {
                 out.put_u8(1);
                 out.put_u64(*version);
                 out.put_u64(*first);
@@ -135,12 +188,35 @@ impl Change {
                     run.crcs.iter().for_each(|crc| out.put_u32(*crc));
                 }
             }
-            Self::Unmap { version, first, count } => put_numbers(out, 2, &[*version, *first, *count]),
-            Self::CreateVolume { volume, head, name, size, reserved, created } => {
-                put_numbers(out, 3, &[*volume, *head, *size, u64::from(*reserved), *created]);
+            Self::Unmap {
+                version,
+                first,
+                count,
+            } => put_numbers(out, 2, &[*version, *first, *count]),
+            Self::CreateVolume {
+                volume,
+                head,
+                name,
+                size,
+                reserved,
+                created,
+            } => {
+                put_numbers(
+                    out,
+                    3,
+                    &[*volume, *head, *size, u64::from(*reserved), *created],
+                );
                 out.put_string(name);
             }
-            Self::Clone { volume, head, source, ghost, name, origin, created } => {
+            Self::Clone {
+                volume,
+                head,
+                source,
+                ghost,
+                name,
+                origin,
+                created,
+            } => {
                 put_numbers(out, 4, &[*volume, *head, *source, *ghost, *created]);
                 out.put_string(name);
                 out.put_string(origin);
@@ -158,7 +234,12 @@ impl Change {
                 put_numbers(out, 7, &[*volume]);
                 out.put_string(name);
             }
-            Self::Rollback { volume, snapshot, head, created } => {
+            Self::Rollback {
+                volume,
+                snapshot,
+                head,
+                created,
+            } => {
                 put_numbers(out, 8, &[*volume, *snapshot, *head, *created]);
             }
             Self::DeleteVolume { volume } => put_numbers(out, 9, &[*volume]),
@@ -181,39 +262,84 @@ impl Change {
         Some(match r.u8()? {
             1 => {
                 let (version, first, count) = (r.u64()?, r.u64()?, r.u32()?);
-                let runs = (0..count).map(|_| read_run(r)).collect::<Option<Vec<_>>>()?;
-                let blocks = runs.iter().try_fold(0u64, |n, run| n.checked_add(run.crcs.len() as u64))?;
+                let runs = (0..count)
+                    .map(|_| read_run(r))
+                    .collect::<Option<Vec<_>>>()?;
+                let blocks = runs
+                    .iter()
+                    .try_fold(0u64, |n, run| n.checked_add(run.crcs.len() as u64))?;
                 first.checked_add(blocks)?;
-                Self::Map { version, first, runs }
+                Self::Map {
+                    version,
+                    first,
+                    runs,
+                }
             }
             2 => {
                 let (version, first, count) = (r.u64()?, r.u64()?, r.u64()?);
                 first.checked_add(count)?;
-                Self::Unmap { version, first, count }
+                Self::Unmap {
+                    version,
+                    first,
+                    count,
+                }
             }
             3 => {
                 let (volume, head, size) = (r.u64()?, r.u64()?, r.u64()?);
                 let (reserved, created) = (r.u64()? != 0, r.u64()?);
-                Self::CreateVolume { volume, head, name: r.string()?, size, reserved, created }
+                Self::CreateVolume {
+                    volume,
+                    head,
+                    name: r.string()?,
+                    size,
+                    reserved,
+                    created,
+                }
             }
             4 => {
                 let (volume, head, source) = (r.u64()?, r.u64()?, r.u64()?);
                 let (ghost, created) = (r.u64()?, r.u64()?);
                 let (name, origin) = (r.string()?, r.string()?);
-                Self::Clone { volume, head, source, ghost, name, origin, created }
+                Self::Clone {
+                    volume,
+                    head,
+                    source,
+                    ghost,
+                    name,
+                    origin,
+                    created,
+                }
             }
             5 => {
                 let (created, count) = (r.u64()?, r.u64()?);
                 let cut = |r: &mut Reader<'_>| {
-                    Some(Cut { head: r.u64()?, version: r.u64()?, name: r.string()? })
+                    Some(Cut {
+                        head: r.u64()?,
+                        version: r.u64()?,
+                        name: r.string()?,
+                    })
                 };
-                Self::Snapshot { cuts: (0..count).map(|_| cut(r)).collect::<Option<_>>()?, created }
+                Self::Snapshot {
+                    cuts: (0..count).map(|_| cut(r)).collect::<Option<_>>()?,
+                    created,
+                }
             }
-            6 => Self::Resize { volume: r.u64()?, size: r.u64()? },
-            7 => Self::Rename { volume: r.u64()?, name: r.string()? },
+            6 => Self::Resize {
+                volume: r.u64()?,
+                size: r.u64()?,
+            },
+            7 => Self::Rename {
+                volume: r.u64()?,
+                name: r.string()?,
+            },
             8 => {
                 let (volume, snapshot, head) = (r.u64()?, r.u64()?, r.u64()?);
-                Self::Rollback { volume, snapshot, head, created: r.u64()? }
+                Self::Rollback {
+                    volume,
+                    snapshot,
+                    head,
+                    created: r.u64()?,
+                }
             }
             9 => Self::DeleteVolume { volume: r.u64()? },
             10 => Self::DeleteSnapshot { version: r.u64()? },

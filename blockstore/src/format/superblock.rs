@@ -135,7 +135,12 @@ impl Superblock {
             let clean = reader.u64()? & AUTOCLEAR_CLEAN != 0;
             let (blocks, journal_blocks) = (reader.u64()?, reader.u64()?);
             let (fanout, region_blocks) = (reader.u32()?, reader.u32()?);
-            let geometry = Geometry { blocks, fanout, region_blocks, journal_blocks };
+            let geometry = Geometry {
+                blocks,
+                fanout,
+                region_blocks,
+                journal_blocks,
+            };
             if !geometry.is_sound() {
                 return None;
             }
@@ -164,7 +169,9 @@ impl Superblock {
             };
             Some((superblock, incompatible, algorithm))
         };
-        let Some((superblock, incompatible, algorithm)) = { parse }() else { return Ok(None) };
+        let Some((superblock, incompatible, algorithm)) = { parse }() else {
+            return Ok(None);
+        };
         if incompatible != 0 || algorithm != CHECKSUM_CRC32 {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -184,7 +191,10 @@ fn directory(bytes: &[u8], blocks: usize) -> Option<Vec<TableBlock>> {
     (0..blocks)
         .map(|index| {
             let place = *places.get(index >> 3)? >> (index & 7) & 1;
-            Some(TableBlock { place, crc: crcs.u32()? })
+            Some(TableBlock {
+                place,
+                crc: crcs.u32()?,
+            })
         })
         .collect()
 }
@@ -208,5 +218,12 @@ pub(crate) fn read_root(reader: &mut Reader<'_>) -> Option<Option<NodeRef>> {
     if level > LEVEL_MAX || address.0 >> 44 != 0 || twin.0 >> 44 != 0 || birth.0 >> 44 != 0 {
         return None;
     }
-    Some((address.0 != 0).then_some(NodeRef { address, twin, birth, crc, level, count }))
+    Some((address.0 != 0).then_some(NodeRef {
+        address,
+        twin,
+        birth,
+        crc,
+        level,
+        count,
+    }))
 }

@@ -18,7 +18,11 @@ pub(crate) struct RegionEntry {
 
 /// One block of the table.
 pub(crate) fn encode(entries: &[RegionEntry]) -> Vec<u8> {
-    assert!(entries.len() <= TABLE_ENTRIES, "{} entries in a table block", entries.len());
+    assert!(
+        entries.len() <= TABLE_ENTRIES,
+        "{} entries in a table block",
+        entries.len()
+    );
     let mut out = Vec::with_capacity(BLOCK_SIZE);
     for entry in entries {
         out.put_u32(entry.crc);

@@ -31,7 +31,11 @@ pub(crate) fn map(root: &mut Root, ground: &mut impl Ground, first: u64, data: &
 }
 
 fn map_in(node: &mut Node, ground: &mut impl Ground, first: u64, data: &[Packed]) {
-    let NodeHeader { level, first: start, .. } = node.header;
+    let NodeHeader {
+        level,
+        first: start,
+        ..
+    } = node.header;
     if level == 0 {
         for (block, slot) in (first..).zip(data) {
             let before = node.set_slot(index(block - start), *slot);
@@ -49,7 +53,12 @@ fn map_in(node: &mut Node, ground: &mut impl Ground, first: u64, data: &[Packed]
         let child_start = start + at as u64 * span;
         let here = (data.len() - done).min(index(child_start + span - block));
         let mut child = change_child(node, ground, at, child_start);
-        map_in(writable(ground, &mut child), ground, block, &data[done..done + here]);
+        map_in(
+            writable(ground, &mut child),
+            ground,
+            block,
+            &data[done..done + here],
+        );
         node.set_child(at, Some(Child::Memory(&child)));
         done += here;
     }
@@ -61,7 +70,9 @@ pub(crate) fn clear(root: &mut Root, ground: &mut impl Ground, first: u64, count
     if !any_mapped(root, ground, first, end) {
         return;
     }
-    let Some(mut node) = in_memory(std::mem::take(root), ground) else { return };
+    let Some(mut node) = in_memory(std::mem::take(root), ground) else {
+        return;
+    };
     clear_in(writable(ground, &mut node), ground, first, end);
     if node.count() == 0 {
         ground.release_node(&node.header);
@@ -90,7 +101,11 @@ fn any_mapped(root: &Root, ground: &impl Ground, first: u64, end: u64) -> bool {
 }
 
 fn clear_in(node: &mut Node, ground: &mut impl Ground, first: u64, end: u64) {
-    let NodeHeader { level, first: start, .. } = node.header;
+    let NodeHeader {
+        level,
+        first: start,
+        ..
+    } = node.header;
     if level == 0 {
         for block in first..end {
             let before = node.set_slot(index(block - start), Packed::HOLE);
@@ -162,16 +177,19 @@ fn take(root: &mut Root, ground: &mut impl Ground, first: u64, end: u64) -> Opti
     taken
 }
 
-fn take_in(
-    node: &mut Node,
-    ground: &mut impl Ground,
-    first: u64,
-    end: u64,
-) -> Option<Arc<Node>> {
-    let NodeHeader { level, first: start, .. } = node.header;
+fn take_in(node: &mut Node, ground: &mut impl Ground, first: u64, end: u64) -> Option<Arc<Node>> {
+    let NodeHeader {
+        level,
+        first: start,
+        ..
+    } = node.header;
     let fanout = ground.geometry().fanout;
     let mut taken = Node::empty(ground.new_node(level, start), fanout);
-    let span = if level == 0 { 1 } else { ground.geometry().span(level - 1) };
+    let span = if level == 0 {
+        1
+    } else {
+        ground.geometry().span(level - 1)
+    };
     let (from, to) = ((first - start) / span, (end - start).div_ceil(span));
     for at in index(from)..index(to) {
         if level == 0 {
@@ -231,7 +249,9 @@ fn reach(root: &mut Root, ground: &mut impl Ground, end: u64) -> Arc<Node> {
     let mut top = old;
     for level in from..=level {
         let mut node = Node::empty(ground.new_node(level, 0), fanout);
-        node.set_child(0, Some(top.as_child()));
+        if level > 0 {
+            node.set_child(0, Some(top.as_child()));
+        }
         top = Root::Memory(Arc::new(node));
     }
     reach(&mut top, ground, end)

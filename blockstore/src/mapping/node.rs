@@ -51,14 +51,26 @@ impl Child<'_> {
 impl Node {
     pub(crate) fn empty(header: NodeHeader, fanout: u32) -> Self {
         let slots = vec![Packed::HOLE; fanout as usize];
-        Self { header, count: 0, slots, children: Vec::new(), written: OnceLock::new() }
+        Self {
+            header,
+            count: 0,
+            slots,
+            children: Vec::new(),
+            written: OnceLock::new(),
+        }
     }
 
     /// The node that `expected` points to, out of a block whose CRC was verified.
     pub(crate) fn from_block(block: &[u8], expected: &NodeRef, fanout: u32) -> Option<Self> {
         let (header, slots) = decode(block, expected, fanout as usize)?;
         let written = OnceLock::from(expected.crc);
-        let node = Self { header, count: expected.count, slots, children: Vec::new(), written };
+        let node = Self {
+            header,
+            count: expected.count,
+            slots,
+            children: Vec::new(),
+            written,
+        };
         (node.counted() == expected.count).then_some(node)
     }
 
@@ -71,14 +83,20 @@ impl Node {
         if self.header.level == 0 {
             self.slots.iter().filter(|slot| !slot.is_hole()).count() as u64
         } else {
-            (0..self.children_len()).map(|index| self.child(index).count()).sum()
+            (0..self.children_len())
+                .map(|index| self.child(index).count())
+                .sum()
         }
     }
 
     /// The same content as another node, to be changed. Children that are written by now need not
     /// stay in memory on its account.
     pub(crate) fn copy_as(&self, header: NodeHeader) -> Self {
-        let mut copy = Self { header, written: OnceLock::new(), ..self.clone() };
+        let mut copy = Self {
+            header,
+            written: OnceLock::new(),
+            ..self.clone()
+        };
         copy.forget_written_children();
         copy
     }
@@ -92,7 +110,9 @@ impl Node {
 
     fn forget_written_children(&mut self) {
         for index in 0..self.children.len() {
-            let stored = self.children[index].as_ref().and_then(|child| child.stored());
+            let stored = self.children[index]
+                .as_ref()
+                .and_then(|child| child.stored());
             if let Some(stored) = stored {
                 self.set_stored(index, Some(stored));
             }
@@ -104,14 +124,31 @@ impl Node {
 
     /// The pointer to this node, once it is written.
     pub(crate) fn stored(&self) -> Option<NodeRef> {
-        let NodeHeader { level, birth, address, twin, .. } = self.header;
+        let NodeHeader {
+            level,
+            birth,
+            address,
+            twin,
+            ..
+        } = self.header;
         let crc = *self.written.get()?;
-        Some(NodeRef { address, twin, birth, crc, level, count: self.count })
+        Some(NodeRef {
+            address,
+            twin,
+            birth,
+            crc,
+            level,
+            count: self.count,
+        })
     }
 
     /// Children there can be.
     pub(crate) fn children_len(&self) -> usize {
-        if self.header.level >= 2 { self.slots.len() / 2 } else { self.slots.len() }
+        if self.header.level >= 2 {
+            self.slots.len() / 2
+        } else {
+            self.slots.len()
+        }
     }
 
     /// The child in memory at `index`.
@@ -193,8 +230,11 @@ impl Node {
         if self.header.level == 0 {
             return encode(&self.header, &self.slots);
         }
-        let mut flat =
-            Self { children: Vec::new(), written: OnceLock::new(), ..self.clone_slots() };
+        let mut flat = Self {
+            children: Vec::new(),
+            written: OnceLock::new(),
+            ..self.clone_slots()
+        };
         for index in 0..self.children_len() {
             if pruned(index) {
                 flat.set_stored(index, None);

@@ -1,7 +1,7 @@
 //! Finding leaves, and what must be loaded to find them.
+use super::Root;
 use super::change::Ground;
 use super::node::{Child, Node};
-use super::Root;
 use crate::cache::NodeSource;
 use crate::format::geometry::Geometry;
 use crate::format::pointer::NodeRef;
@@ -18,11 +18,7 @@ pub(crate) enum Leaf {
 }
 
 /// The leaf of `block`, or the node to load first.
-pub(crate) fn leaf_at(
-    root: &Root,
-    ground: &impl Ground,
-    block: u64,
-) -> Result<Leaf, NodeRef> {
+pub(crate) fn leaf_at(root: &Root, ground: &impl Ground, block: u64) -> Result<Leaf, NodeRef> {
     let geometry = ground.geometry();
     if block >= root.span(geometry) {
         return Ok(Leaf::Hole { end: u64::MAX });
@@ -37,7 +33,11 @@ pub(crate) fn leaf_at(
         let child = node.child(usize::try_from(at).unwrap_or(usize::MAX));
         node = match resolve(child, ground)? {
             Some(child) => child,
-            None => return Ok(Leaf::Hole { end: node.header.first + (at + 1) * span }),
+            None => {
+                return Ok(Leaf::Hole {
+                    end: node.header.first + (at + 1) * span,
+                });
+            }
         };
     }
     Ok(Leaf::Node(node))
@@ -111,10 +111,7 @@ pub(crate) fn path_to(
     Ok(Some(Path { nodes: path, end }))
 }
 
-fn resolve(
-    child: Child<'_>,
-    ground: &impl Ground,
-) -> Result<Option<Arc<Node>>, NodeRef> {
+fn resolve(child: Child<'_>, ground: &impl Ground) -> Result<Option<Arc<Node>>, NodeRef> {
     match child {
         Child::Hole => Ok(None),
         Child::Memory(node) => Ok(Some(Arc::clone(node))),

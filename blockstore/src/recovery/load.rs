@@ -30,7 +30,11 @@ pub(crate) async fn read_superblock(device: &dyn Device) -> Result<Superblock> {
             .map_err(|error| Error::io(format!("reading superblock {slot}"), error))
             .and_then(|()| Superblock::decode(&buffer, slot));
         match decoded {
-            Ok(found) if newest.as_ref().is_none_or(|n| n.generation < found.generation) => {
+            Ok(found)
+                if newest
+                    .as_ref()
+                    .is_none_or(|n| n.generation < found.generation) =>
+            {
                 newest = Some(found);
             }
             Ok(_) => {}
@@ -44,9 +48,8 @@ pub(crate) async fn read_superblock(device: &dyn Device) -> Result<Superblock> {
         }
     }
     let Some(newest) = newest else {
-        return Err(why.unwrap_or_else(|| {
-            Error::new(ErrorKind::Corrupt, "too small to hold a Basalt pool")
-        }));
+        return Err(why
+            .unwrap_or_else(|| Error::new(ErrorKind::Corrupt, "too small to hold a Basalt pool")));
     };
     let (needs, has) = (newest.geometry.blocks, device.blocks());
     if has < needs {
@@ -68,9 +71,14 @@ async fn read_table(device: &dyn Device, superblock: &Superblock) -> Result<Vec<
         let start = superblock.geometry.table_place(index, block.place);
         let (buffer, read) = device.read(start, Buffer::new(BLOCK_SIZE)).await;
         read.map_err(|error| Error::io(format!("reading region table block {index}"), error))?;
-        let decoded = (checksum(&buffer) == block.crc).then(|| decode(&buffer)).flatten();
+        let decoded = (checksum(&buffer) == block.crc)
+            .then(|| decode(&buffer))
+            .flatten();
         entries.extend(decoded.ok_or_else(|| {
-            Error::new(ErrorKind::Corrupt, format!("region table block {index} is damaged"))
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("region table block {index} is damaged"),
+            )
         })?);
     }
     let room = |region: usize| {
@@ -78,8 +86,15 @@ async fn read_table(device: &dyn Device, superblock: &Superblock) -> Result<Vec<
         u64::from(superblock.geometry.region_len(region)).saturating_sub(overhead)
     };
     entries.truncate(superblock.geometry.regions());
-    if entries.iter().enumerate().any(|(region, entry)| u64::from(entry.used) > room(region)) {
-        return Err(Error::new(ErrorKind::Corrupt, "the region table counts more than there is"));
+    if entries
+        .iter()
+        .enumerate()
+        .any(|(region, entry)| u64::from(entry.used) > room(region))
+    {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            "the region table counts more than there is",
+        ));
     }
     Ok(entries)
 }
@@ -97,7 +112,13 @@ pub(super) async fn empty_state(device: &dyn Device, superblock: &Superblock) ->
     Ok(State {
         geometry,
         allocator: Allocator::new(geometry, &table),
-        journal: Journal::new(superblock.pool_id, superblock.epoch, ring, mark.position, mark),
+        journal: Journal::new(
+            superblock.pool_id,
+            superblock.epoch,
+            ring,
+            mark.position,
+            mark,
+        ),
         readers: Readers::default(),
         scrub: crate::scrub::Scrub::default(),
         volumes: BTreeMap::new(),
@@ -136,24 +157,55 @@ impl Pool {
 impl State {
     fn load_entry(&mut self, id: u64, entry: Entry) {
         match entry {
-            Entry::Volume { name, origin, head, created, reserved } => {
+            Entry::Volume {
+                name,
+                origin,
+                head,
+                created,
+                reserved,
+            } => {
                 self.names.insert(name.clone(), id);
                 if reserved {
                     self.reserving.insert(id);
                 }
                 let snapshots = BTreeMap::new();
-                let volume =
-                    VolumeState { name, origin, head, created, reserved, snapshots, writers: 0 };
+                let volume = VolumeState {
+                    name,
+                    origin,
+                    head,
+                    created,
+                    reserved,
+                    snapshots,
+                    writers: 0,
+                };
                 self.volumes.insert(id, volume);
             }
             Entry::Version(entry) => {
                 self.versions.insert(id, loaded_version(entry));
             }
-            Entry::Walk { root, cut, cursor, output } => {
+            Entry::Walk {
+                root,
+                cut,
+                cursor,
+                output,
+            } => {
                 let root = Root::from_stored(root);
-                self.jobs.insert(id, Job::Walk { root, cut, cursor, output });
+                self.jobs.insert(
+                    id,
+                    Job::Walk {
+                        root,
+                        cut,
+                        cursor,
+                        output,
+                    },
+                );
             }
-            Entry::Filter { cut, chain, count, output } => {
+            Entry::Filter {
+                cut,
+                chain,
+                count,
+                output,
+            } => {
                 let list = Deadlist::from_stored(chain, count);
                 self.jobs.insert(id, Job::Filter { cut, list, output });
             }
@@ -172,20 +224,25 @@ impl State {
         for (id, parent, volume, kind, name) in links {
             if parent != 0 {
                 let parent = self.versions.get_mut(&parent);
-                let parent = parent.ok_or_else(|| damaged(format!("version {id} has no parent")))?;
+                let parent =
+                    parent.ok_or_else(|| damaged(format!("version {id} has no parent")))?;
                 parent.children.push(id);
             }
             if kind == Kind::Snapshot {
                 let volume = self.volumes.get_mut(&volume);
-                let volume = volume.ok_or_else(|| damaged(format!("snapshot {id} has no volume")))?;
+                let volume =
+                    volume.ok_or_else(|| damaged(format!("snapshot {id} has no volume")))?;
                 volume.snapshots.insert(name, id);
                 self.snapshots += 1;
             }
         }
-        let headless = self.volumes.iter().find(|(_, volume)| {
-            volume.head != 0 && !self.versions.contains_key(&volume.head)
-        });
-        headless.map_or(Ok(()), |(id, _)| Err(damaged(format!("volume {id} has lost its head"))))
+        let headless = self
+            .volumes
+            .iter()
+            .find(|(_, volume)| volume.head != 0 && !self.versions.contains_key(&volume.head));
+        headless.map_or(Ok(()), |(id, _)| {
+            Err(damaged(format!("volume {id} has lost its head")))
+        })
     }
 }
 

@@ -95,7 +95,9 @@ impl Pool {
             tracing::error!("{damage}; the pool is open for reading only");
             self.state.lock().refusal = Some(Error::new(
                 ErrorKind::Corrupt,
-                format!("{damage}; the pool is open for reading only: copy what is needed out of it"),
+                format!(
+                    "{damage}; the pool is open for reading only: copy what is needed out of it"
+                ),
             ));
             return Ok(());
         }

@@ -33,7 +33,10 @@ impl Pool {
             }
         }
         if let Some((last, _)) = found.records.last() {
-            tracing::info!("replayed {} journal records up to {last}", found.records.len());
+            tracing::info!(
+                "replayed {} journal records up to {last}",
+                found.records.len()
+            );
         }
         Ok(found.mark)
     }
@@ -67,7 +70,10 @@ impl Pool {
         loop {
             let wait = {
                 let mut state = self.state.lock();
-                let nodes = NodeSource { cache: &self.cache, loaded: &loaded };
+                let nodes = NodeSource {
+                    cache: &self.cache,
+                    loaded: &loaded,
+                };
                 match state.allocator.stock_metadata(leaves * 2 + 40) {
                     Err(short) => Err(short),
                     Ok(()) => match state.missing(change, &nodes)? {
@@ -92,7 +98,12 @@ fn largest_id(change: &Change) -> u64 {
     match change {
         Change::Map { .. } | Change::Unmap { .. } | Change::Resize { .. } => 0,
         Change::CreateVolume { volume, head, .. } => *volume.max(head),
-        Change::Clone { volume, head, ghost, .. } => *volume.max(head).max(ghost),
+        Change::Clone {
+            volume,
+            head,
+            ghost,
+            ..
+        } => *volume.max(head).max(ghost),
         Change::Snapshot { cuts, .. } => cuts.iter().map(|cut| cut.version).max().unwrap_or(0),
         Change::Rollback { head, .. } => *head,
         Change::Rename { .. }

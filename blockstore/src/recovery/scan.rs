@@ -51,13 +51,21 @@ impl Ring<'_> {
         if self.window.as_ref().is_none_or(|(at, _)| *at != first) {
             let count = WINDOW_BLOCKS.min(self.blocks - first);
             let length = usize::try_from(count * BLOCK_BYTES).unwrap_or_default();
-            let (buffer, read) =
-                self.pool.device.read(self.start + first, Buffer::new(length)).await;
-            read.map_err(|error| Error::io(format!("reading the journal at block {first}"), error))?;
+            let (buffer, read) = self
+                .pool
+                .device
+                .read(self.start + first, Buffer::new(length))
+                .await;
+            read.map_err(|error| {
+                Error::io(format!("reading the journal at block {first}"), error)
+            })?;
             self.window = Some((first, buffer));
         }
         let at = usize::try_from((block - first) * BLOCK_BYTES).unwrap_or_default();
-        let window = self.window.as_ref().map(|(_, buffer)| &buffer[at..at + BLOCK_SIZE]);
+        let window = self
+            .window
+            .as_ref()
+            .map(|(_, buffer)| &buffer[at..at + BLOCK_SIZE]);
         Ok(window.unwrap_or_else(|| unreachable!("the window was just filled")))
     }
 
@@ -105,7 +113,8 @@ impl Pool {
         let lap = superblock.replay_position + ring.blocks;
         durable = durable.max(later_word(&mut ring, &mark, lap, superblock.epoch).await?);
         tracing::debug!(
-            "the journal's chain ends before {}; {durable} was flushed", mark.first
+            "the journal's chain ends before {}; {durable} was flushed",
+            mark.first
         );
         let mut found = self.accept(chain, mark, durable).await?;
         let at_epoch = mark.first == superblock.epoch_first;
@@ -134,7 +143,10 @@ impl Pool {
                 Error::new(ErrorKind::Corrupt, message)
             })?;
             if header.number > durable && !self.data_verifies(&changes).await {
-                tracing::info!("the journal ends before {}: its data never landed", header.number);
+                tracing::info!(
+                    "the journal ends before {}: its data never landed",
+                    header.number
+                );
                 mark = at;
                 break;
             }
@@ -146,7 +158,11 @@ impl Pool {
                 mark.first.0, durable.0
             ));
         }
-        Ok(Found { records, mark, damage })
+        Ok(Found {
+            records,
+            mark,
+            damage,
+        })
     }
 
     async fn data_verifies(&self, changes: &[Change]) -> bool {
@@ -158,7 +174,11 @@ impl Pool {
             let buffer = Buffer::new(crcs.len() * BLOCK_SIZE);
             let (buffer, read) = self.device.read(address, buffer).await;
             let blocks = buffer.as_chunks::<BLOCK_SIZE>().0;
-            read.is_ok() && crcs.iter().zip(blocks).all(|(crc, block)| checksum(block) == *crc)
+            read.is_ok()
+                && crcs
+                    .iter()
+                    .zip(blocks)
+                    .all(|(crc, block)| checksum(block) == *crc)
         };
         let pieces: Vec<_> = runs
             .flat_map(|run| {

@@ -14,7 +14,10 @@ use crate::units::{Address, Record};
 const SMALL_UNMAP_LEAVES: u64 = 4;
 
 fn impossible(what: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("a journal record cannot be applied: {what}"))
+    Error::new(
+        ErrorKind::Corrupt,
+        format!("a journal record cannot be applied: {what}"),
+    )
 }
 
 impl State {
@@ -27,7 +30,14 @@ impl State {
     ) -> Result<(&'a mut Root, VersionGround<'a>)> {
         let parent = self.version(id)?.parent;
         let parent_cut = self.parent_cut(parent);
-        let Self { geometry, allocator, versions, dirty_nodes, frozen, .. } = self;
+        let Self {
+            geometry,
+            allocator,
+            versions,
+            dirty_nodes,
+            frozen,
+            ..
+        } = self;
         let version = versions.get_mut(&id);
         let version = version.ok_or_else(|| impossible(format!("no version {id}")))?;
         let ground = VersionGround {
@@ -60,12 +70,20 @@ impl State {
     ) -> Result<Option<NodeRef>> {
         let small = matches!(change, Change::Unmap { count, .. } if self.unmap_is_small(*count));
         match change {
-            Change::Map { version, first, runs } => {
+            Change::Map {
+                version,
+                first,
+                runs,
+            } => {
                 let count = runs.iter().map(|run| run.crcs.len() as u64).sum();
                 let (root, ground) = self.ground(*version, Record(0), nodes)?;
                 Ok(mapping::missing_for_range(root, &ground, *first, count))
             }
-            Change::Unmap { version, first, count } => {
+            Change::Unmap {
+                version,
+                first,
+                count,
+            } => {
                 let (root, ground) = self.ground(*version, Record(0), nodes)?;
                 if small {
                     return Ok(mapping::missing_for_range(root, &ground, *first, *count));
@@ -86,33 +104,57 @@ impl State {
         nodes: &NodeSource<'_>,
     ) -> Result<()> {
         match change {
-            Change::Map { version, first, runs } => self.apply_map(*version, *first, runs, now, nodes),
-            Change::Unmap { version, first, count } => {
-                self.apply_unmap(*version, *first, *count, now, nodes)
-            }
-            Change::CreateVolume { volume, head, name, size, reserved, created } => {
+            Change::Map {
+                version,
+                first,
+                runs,
+            } => self.apply_map(*version, *first, runs, now, nodes),
+            Change::Unmap {
+                version,
+                first,
+                count,
+            } => self.apply_unmap(*version, *first, *count, now, nodes),
+            Change::CreateVolume {
+                volume,
+                head,
+                name,
+                size,
+                reserved,
+                created,
+            } => {
                 self.add_volume(*volume, *head, name, "", *created, *reserved)?;
                 let version = Version::head(*volume, *size, *created);
                 self.add_version(*head, version);
                 Ok(())
             }
-            Change::Clone { volume, head, source, ghost, name, origin, created } => {
+            Change::Clone {
+                volume,
+                head,
+                source,
+                ghost,
+                name,
+                origin,
+                created,
+            } => {
                 let parent = self.clone_parent(*source, *ghost, now, *created)?;
                 self.add_volume(*volume, *head, name, origin, *created, false)?;
                 self.add_child(*head, *volume, parent, now, *created)
             }
-            Change::Snapshot { cuts, created } => {
-                cuts.iter().try_for_each(|cut| self.apply_cut(cut, now, *created))
-            }
+            Change::Snapshot { cuts, created } => cuts
+                .iter()
+                .try_for_each(|cut| self.apply_cut(cut, now, *created)),
             Change::Resize { volume, size } => {
                 let head = self.head_of(*volume)?;
                 self.version_mut(head)?.size = *size;
                 Ok(())
             }
             Change::Rename { volume, name } => self.apply_rename(*volume, name),
-            Change::Rollback { volume, snapshot, head, created } => {
-                self.apply_rollback(*volume, *snapshot, *head, now, *created)
-            }
+            Change::Rollback {
+                volume,
+                snapshot,
+                head,
+                created,
+            } => self.apply_rollback(*volume, *snapshot, *head, now, *created),
             Change::DeleteVolume { volume } => {
                 let head = self.head_of(*volume)?;
                 self.version_mut(head)?.kind = Kind::Ghost;
@@ -138,7 +180,10 @@ impl State {
         let mut data = Vec::new();
         for Run { address, crcs } in runs {
             let blocks = u32::try_from(crcs.len()).unwrap_or(u32::MAX);
-            ground.publish(Extent { address: *address, blocks });
+            ground.publish(Extent {
+                address: *address,
+                blocks,
+            });
             let slot = |(address, crc): (u64, &u32)| Packed::new(Address(address), 0, now, *crc);
             data.extend((address.0..).zip(crcs).map(slot));
         }
@@ -165,7 +210,12 @@ impl State {
         let cut = ground.cut;
         if detached.count() > 0 {
             let output = Output::Version(version);
-            self.add_job(Job::Walk { root: detached, cut, cursor: first, output });
+            self.add_job(Job::Walk {
+                root: detached,
+                cut,
+                cursor: first,
+                output,
+            });
         }
         Ok(())
     }
@@ -217,7 +267,14 @@ impl State {
     }
 
     /// A new head under `parent`, with its content.
-    fn add_child(&mut self, id: u64, volume: u64, parent: u64, cut: Record, now: u64) -> Result<()> {
+    fn add_child(
+        &mut self,
+        id: u64,
+        volume: u64,
+        parent: u64,
+        cut: Record,
+        now: u64,
+    ) -> Result<()> {
         let Version { root, size, .. } = self.version(parent)?;
         let mut head = Version::head(volume, *size, now);
         (head.root, head.parent, head.cut) = (root.clone(), parent, cut);
@@ -266,7 +323,9 @@ impl State {
         snapshot.kind = Kind::Snapshot;
         snapshot.name.clone_from(&cut.name);
         let volume = snapshot.volume;
-        self.volume_mut(volume)?.snapshots.insert(cut.name.clone(), cut.version);
+        self.volume_mut(volume)?
+            .snapshots
+            .insert(cut.name.clone(), cut.version);
         self.snapshots += 1;
         Ok(())
     }
@@ -330,12 +389,16 @@ impl State {
 
     fn volume_mut(&mut self, id: u64) -> Result<&mut VolumeState> {
         self.changed.insert(id);
-        self.volumes.get_mut(&id).ok_or_else(|| impossible(format!("no volume {id}")))
+        self.volumes
+            .get_mut(&id)
+            .ok_or_else(|| impossible(format!("no volume {id}")))
     }
 
     pub(super) fn version_mut(&mut self, id: u64) -> Result<&mut Version> {
         self.changed.insert(id);
-        self.versions.get_mut(&id).ok_or_else(|| impossible(format!("no version {id}")))
+        self.versions
+            .get_mut(&id)
+            .ok_or_else(|| impossible(format!("no version {id}")))
     }
 }
 

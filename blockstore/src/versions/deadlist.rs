@@ -35,7 +35,11 @@ pub(crate) struct FrozenDeadlist {
 
 impl Deadlist {
     pub(crate) fn from_stored(chain: Packed, count: u64) -> Self {
-        Self { base: Base::Stored(chain), tail: Vec::new(), count }
+        Self {
+            base: Base::Stored(chain),
+            tail: Vec::new(),
+            count,
+        }
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -88,7 +92,11 @@ impl Deadlist {
             return None;
         }
         let entries = std::mem::take(&mut self.tail);
-        let frozen = Arc::new(FrozenDeadlist { chain, entries, written: OnceLock::new() });
+        let frozen = Arc::new(FrozenDeadlist {
+            chain,
+            entries,
+            written: OnceLock::new(),
+        });
         self.base = Base::Freezing(Arc::clone(&frozen));
         Some(frozen)
     }

@@ -69,6 +69,8 @@ impl State {
 
     /// Whether any job still passes blocks to this filter.
     pub(crate) fn is_fed(&self, id: u64) -> bool {
-        self.jobs.values().any(|job| job.output() == Output::Job(id))
+        self.jobs
+            .values()
+            .any(|job| job.output() == Output::Job(id))
     }
 }

@@ -63,10 +63,21 @@ impl Ground for VersionGround<'_> {
 
     fn new_node(&mut self, level: u8, first: u64) -> NodeHeader {
         let address = self.allocator.take_metadata(0);
-        let twin = if level > 0 { self.allocator.take_metadata(1) } else { Address(0) };
+        let twin = if level > 0 {
+            self.allocator.take_metadata(1)
+        } else {
+            Address(0)
+        };
         *self.own += 1 + u64::from(level > 0);
         *self.dirty_nodes += 1;
-        NodeHeader { level, owner: self.owner, first, birth: self.now, address, twin }
+        NodeHeader {
+            level,
+            owner: self.owner,
+            first,
+            birth: self.now,
+            address,
+            twin,
+        }
     }
 
     fn in_place(&self, node: &NodeHeader) -> bool {

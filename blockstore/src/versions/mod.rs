@@ -64,9 +64,18 @@ pub(crate) struct Version {
 pub(crate) enum Job {
     /// Frees a tree that no version leads to: what was born after `cut` is freed, the rest is
     /// passed on. Everything before block `cursor` is done.
-    Walk { root: Root, cut: Record, cursor: u64, output: Output },
+    Walk {
+        root: Root,
+        cut: Record,
+        cursor: u64,
+        output: Output,
+    },
     /// Frees the entries born after `cut` and passes the others on.
-    Filter { cut: Record, list: Deadlist, output: Output },
+    Filter {
+        cut: Record,
+        list: Deadlist,
+        output: Output,
+    },
 }
 
 impl Job {
