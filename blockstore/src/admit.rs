@@ -144,12 +144,11 @@ impl State {
             .allocator
             .claim_data(need.volume, need.data)
             .map_err(wait);
-        match claimed {
-            Err(_) => self.journal.unpromise(journal),
-            Ok(_) => {
-                self.promised_data += u64::from(need.data);
-                self.promised_nodes += need.nodes;
-            }
+        if claimed.is_err() {
+            self.journal.unpromise(journal);
+        } else {
+            self.promised_data += u64::from(need.data);
+            self.promised_nodes += need.nodes;
         }
         claimed
     }

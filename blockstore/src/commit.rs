@@ -3,6 +3,7 @@
 //! One commit is in flight; what arrives meanwhile gathers for the next. Whoever finds none in
 //! flight leads it, for all volumes; the others wait for it to end.
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::geometry::JOURNAL_START;
 use crate::journal::Sealed;
 use crate::pool::Pool;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Record};
@@ -87,7 +88,7 @@ impl Pool {
         };
         let (start, ring) = {
             let state = self.state.lock();
-            (state.geometry.journal_start(), state.journal.ring_blocks())
+            (JOURNAL_START, state.journal.ring_blocks())
         };
         let mut bytes = batch
             .iter()

@@ -169,7 +169,8 @@ impl State {
         while self.is_reapable(id) {
             let parent = self.version(id)?.parent;
             let change = Change::Reap { version: id };
-            self.enter(&[change.clone()], &journal::encode(&[change]), 0, nodes)?;
+            let changes = [change];
+            self.enter(&changes, &journal::encode(&changes), 0, nodes)?;
             id = parent;
         }
         Ok(())
@@ -385,7 +386,7 @@ fn new_cut(state: &mut State, volume: &str, name: &str, cuts: &[Cut]) -> Result<
         let message = format!("volume {volume:?} is named twice in one group");
         return Err(Error::new(ErrorKind::InvalidArgument, message));
     }
-    if state.snapshots as usize + cuts.len() >= SNAPSHOTS_MAX {
+    if state.snapshots + cuts.len() as u64 >= SNAPSHOTS_MAX {
         let message = format!("a pool holds at most {SNAPSHOTS_MAX} snapshots");
         return Err(Error::new(ErrorKind::NoSpace, message));
     }

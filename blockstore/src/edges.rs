@@ -2,7 +2,7 @@
 //!
 //! Correctness does not need it (a merge is published only if what it read is still current); it
 //! keeps neighbours that write parts of one block from merging over and over.
-use event_listener::Event;
+use event_listener::{Event, EventListener};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,22 +27,22 @@ impl Edges {
         };
         for block in blocks {
             let key = (volume, *block);
-            loop {
-                let busy = {
-                    let mut held = self.0.lock();
-                    match held.get(&key) {
-                        Some(event) => event.listen(),
-                        None => {
-                            held.insert(key, Arc::default());
-                            merging.blocks.push(key);
-                            break;
-                        }
-                    }
-                };
+            while let Some(busy) = self.take(key) {
                 busy.await;
             }
+            merging.blocks.push(key);
         }
         merging
+    }
+
+    /// Takes a block, or says what to wait for before trying again.
+    fn take(&self, key: (u64, u64)) -> Option<EventListener> {
+        let mut held = self.0.lock();
+        let busy = held.get(&key).map(|event| event.listen());
+        if busy.is_none() {
+            held.insert(key, Arc::default());
+        }
+        busy
     }
 }
 

@@ -27,10 +27,9 @@ pub(crate) enum Class {
     Hole,
 }
 
-/// Blocks `first..end` are of one class.
+/// Blocks up to `end` are of one class.
 #[derive(Clone, Copy, Debug)]
 struct Run {
-    first: u64,
     end: u64,
     class: Class,
 }
@@ -80,9 +79,8 @@ impl Place {
         nodes: &NodeSource<'_>,
     ) -> std::result::Result<Self, NodeRef> {
         let node = match self {
-            Self::Hole => return Ok(Self::Hole),
             Self::Above(root) if index == 0 => return Ok(Self::at_level(root, level)),
-            Self::Above(_) => return Ok(Self::Hole),
+            Self::Hole | Self::Above(_) => return Ok(Self::Hole),
             Self::Node(node) => Arc::clone(node),
             Self::Stored(stored) => nodes.find(stored).ok_or(*stored)?,
         };
@@ -111,7 +109,6 @@ fn run_at(
     let top = from.level().max(to.level());
     let Some(mut level) = top.filter(|top| block < geometry.span(*top)) else {
         return Ok(Run {
-            first: block,
             end: u64::MAX,
             class: Class::Same,
         });
@@ -122,7 +119,6 @@ fn run_at(
         let end = start + geometry.span(level);
         if old.same(&new) {
             return Ok(Run {
-                first: block,
                 end,
                 class: Class::Same,
             });
@@ -154,11 +150,7 @@ fn run_at(
     let end = (block..leaf_end)
         .find(|block| class(*block) != first)
         .unwrap_or(leaf_end);
-    Ok(Run {
-        first: block,
-        end,
-        class: first,
-    })
+    Ok(Run { end, class: first })
 }
 
 impl State {
@@ -179,6 +171,50 @@ impl State {
     }
 }
 
+/// Why a comparison paused.
+enum Stopped {
+    /// The caller has enough.
+    Enough,
+    /// The end, or others' turn.
+    Rest,
+    Missing(NodeRef),
+}
+
+impl State {
+    /// Compares on from byte `at`, for as long as the lock should be held.
+    fn compare_some(
+        &self,
+        from: Option<Target>,
+        to: Target,
+        nodes: &NodeSource<'_>,
+        at: &mut u64,
+        end: u64,
+        take: &mut impl FnMut(Extent, Class) -> bool,
+    ) -> Result<Stopped> {
+        for _ in 0..STEPS {
+            if *at >= end {
+                break;
+            }
+            let run = match self.run(from, to, nodes, *at / BLOCK_BYTES)? {
+                Ok(run) => run,
+                Err(missing) => return Ok(Stopped::Missing(missing)),
+            };
+            let stop = run.end.saturating_mul(BLOCK_BYTES).min(end);
+            assert!(stop > *at, "a run goes on");
+            let extent = Extent {
+                offset: *at,
+                length: stop - *at,
+                allocated: run.class == Class::Data,
+            };
+            if !take(extent, run.class) {
+                return Ok(Stopped::Enough);
+            }
+            *at = stop;
+        }
+        Ok(Stopped::Rest)
+    }
+}
+
 impl Pool {
     /// Calls `take` with adjacent byte ranges from `offset` to `end` and what they are in `to`,
     /// compared with `from` or with nothing, until it answers false; where it got to.
@@ -193,47 +229,25 @@ impl Pool {
         let mut at = offset;
         let mut loaded: Vec<Arc<Node>> = Vec::new();
         while at < end {
-            let (missing, reading) = {
+            let (stopped, reading) = {
                 let state = self.state.lock();
                 let nodes = NodeSource {
                     cache: &self.cache,
                     loaded: &loaded,
                 };
-                let mut missing = None;
-                for _ in 0..STEPS {
-                    if at >= end {
-                        break;
-                    }
-                    let run = match state.run(from, to, &nodes, at / BLOCK_BYTES)? {
-                        Ok(run) => run,
-                        Err(stored) => {
-                            missing = Some(stored);
-                            break;
-                        }
-                    };
-                    let stop = run.end.saturating_mul(BLOCK_BYTES).min(end);
-                    let allocated = run.class == Class::Data;
-                    assert!(stop > at && run.first <= at / BLOCK_BYTES, "a run goes on");
-                    if !take(
-                        Extent {
-                            offset: at,
-                            length: stop - at,
-                            allocated,
-                        },
-                        run.class,
-                    ) {
-                        return Ok(at);
-                    }
-                    at = stop;
-                }
-                (missing, state.readers.begin())
+                let stopped = state.compare_some(from, to, &nodes, &mut at, end, &mut take)?;
+                (stopped, state.readers.begin())
             };
-            if let Some(missing) = missing {
-                loaded.truncate(64);
-                loaded.insert(0, self.load_node(&missing, &reading).await?);
-            } else {
-                drop(reading);
-                crate::runtime::yield_now().await;
+            match stopped {
+                Stopped::Enough => return Ok(at),
+                Stopped::Missing(missing) => {
+                    loaded.truncate(64);
+                    loaded.insert(0, self.load_node(&missing, &reading).await?);
+                }
+                Stopped::Rest => {
+                    drop(reading);
+                    crate::runtime::yield_now().await;
+                }
             }
         }
         Ok(at)

@@ -2,7 +2,7 @@
 use crate::device::{Buffer, Device, zeroes};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checksum;
-use crate::format::geometry::{Geometry, SLOTS};
+use crate::format::geometry::{Geometry, JOURNAL_START, SLOTS};
 use crate::format::superblock::{self, Superblock, TableBlock};
 use crate::format::table;
 use crate::info::Progress;
@@ -50,7 +50,7 @@ pub(crate) async fn format_device(
     }
     device.flush().await.map_err(failed)?;
     // A journal of holes would cost its file system a commit with every flush.
-    let (start, end) = (geometry.journal_start(), geometry.base());
+    let (start, end) = (JOURNAL_START, geometry.base());
     for at in (start..end).step_by(usize::try_from(PIECE_BLOCKS).unwrap_or(1)) {
         let blocks = PIECE_BLOCKS.min(end - at);
         let length = usize::try_from(blocks * BLOCK_BYTES).unwrap_or_default();
@@ -65,7 +65,7 @@ pub(crate) async fn format_device(
     for index in 0..geometry.table_blocks() {
         let mut buffer = Buffer::new(BLOCK_SIZE);
         buffer.copy_from_slice(&block);
-        let place = geometry.table_place(index, 0);
+        let place = Geometry::table_place(index, 0);
         device.write(place, buffer.freeze()).await.map_err(failed)?;
     }
     device.flush().await.map_err(failed)?;

@@ -262,6 +262,8 @@ impl Journal {
 /// Encodes changes for [`Journal::append`].
 pub(crate) fn encode(changes: &[Change]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    changes.iter().for_each(|change| change.encode(&mut bytes));
+    for change in changes {
+        change.encode(&mut bytes);
+    }
     bytes
 }

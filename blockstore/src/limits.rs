@@ -10,7 +10,7 @@ pub const POOL_BYTES_MIN: u64 = 64 << 20;
 /// Volumes in one pool.
 pub const VOLUMES_MAX: usize = 10_000;
 /// Snapshots in one pool.
-pub const SNAPSHOTS_MAX: usize = 100_000;
+pub const SNAPSHOTS_MAX: u64 = 100_000;
 /// Bytes of the longest name of a volume or snapshot.
 pub const NAME_BYTES_MAX: usize = 128;
 /// Bytes of the largest request.
@@ -48,7 +48,7 @@ pub(crate) const REQUEST_BLOCKS_MAX: u64 = REQUEST_BYTES_MAX / BLOCK_BYTES + 1;
 /// Entries in a catalogue block.
 pub(crate) const CATALOGUE_ENTRIES: u64 = 8;
 /// Bytes of a catalogue entry.
-pub(crate) const CATALOGUE_ENTRY_BYTES: usize = BLOCK_SIZE / CATALOGUE_ENTRIES as usize;
+pub(crate) const CATALOGUE_ENTRY_BYTES: usize = 512;
 /// Entries in a block of a deadlist.
 pub(crate) const DEADLIST_ENTRIES: usize = 252;
 
@@ -74,11 +74,12 @@ const _: () = {
     // Five levels reach the largest volume: two of fanout 252, three of 126.
     assert!(252 * 252 * 126 * 126 * 126 >= VOLUME_BYTES_MAX / BLOCK_BYTES);
     // The worst change: every block of a largest request in a run of its own.
-    assert!(64 + REQUEST_BLOCKS_MAX as usize * 16 + RECORD_BYTES_SEAL < RECORD_BYTES_MAX);
+    assert!(64 + REQUEST_BLOCKS_MAX * 16 + RECORD_BYTES_SEAL as u64 <= RECORD_BYTES_MAX as u64);
     assert!(
         (FANOUT as usize) < 256,
         "a leaf's count of blocks fits its pointer's flags"
     );
+    assert!(CATALOGUE_ENTRY_BYTES as u64 * CATALOGUE_ENTRIES == BLOCK_BYTES);
     // A group's names fit one record.
     assert!(GROUP_MAX * (NAME_BYTES_MAX + 18) + 64 < RECORD_BYTES_MAX);
     assert!(JOURNAL_KEPT_BACK < JOURNAL_BLOCKS_MIN * 3 / 5);

@@ -24,7 +24,8 @@ pub(crate) struct Pool {
     pub(crate) options: Options,
     pub(crate) state: Mutex<State>,
     pub(crate) cache: NodeCache,
-    pub(crate) pool_id: [u8; 16],
+    /// The pool's identity.
+    pub(crate) id: [u8; 16],
     /// Volume blocks below a leaf.
     pub(crate) leaf_span: u64,
     pub(crate) flushes: AtomicU64,

@@ -90,22 +90,22 @@ impl Pool {
                     cache: &self.cache,
                     loaded: &loaded,
                 };
-                let missing = match make(&mut state, &nodes)? {
+                let change = match make(&mut state, &nodes)? {
                     Made::Stale => return Ok(Published::Stale),
-                    Made::Missing(missing) => missing,
-                    Made::Change(change) => match state.missing(&change, &nodes)? {
-                        Some(missing) => missing,
-                        None => {
-                            let changes = [change];
-                            let bytes = journal::encode(&changes);
-                            promise.redeem(&mut state);
-                            let record = state.enter(&changes, &bytes, data_bytes, &nodes)?;
-                            self.wake(&state);
-                            return Ok(Published::In(record));
-                        }
-                    },
+                    Made::Missing(missing) => Err(missing),
+                    Made::Change(change) => state.missing(&change, &nodes)?.map_or(Ok(change), Err),
                 };
-                (missing, state.readers.begin())
+                match change {
+                    Err(missing) => (missing, state.readers.begin()),
+                    Ok(change) => {
+                        let changes = [change];
+                        let bytes = journal::encode(&changes);
+                        promise.redeem(&mut state);
+                        let record = state.enter(&changes, &bytes, data_bytes, &nodes)?;
+                        self.wake(&state);
+                        return Ok(Published::In(record));
+                    }
+                }
             };
             loaded.push(self.load_node(&missing, &reading).await?);
         }

@@ -112,7 +112,7 @@ impl Pool {
         let bytes = |blocks: u64| blocks * BLOCK_BYTES;
         let allocator = &state.allocator;
         PoolStatus {
-            pool_id: self.pool_id,
+            pool_id: self.id,
             size: bytes(state.geometry.blocks),
             usable: bytes(allocator.usable()),
             used: bytes(allocator.used()),

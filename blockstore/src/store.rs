@@ -251,7 +251,7 @@ impl Store {
         T: Lost + Send + 'static,
     {
         let current = self.0.workers.iter().find(|worker| worker.is_current());
-        match current.or(self.0.workers.first()) {
+        match current.or_else(|| self.0.workers.first()) {
             Some(worker) => worker.spawn(operation),
             None => Pending::ready(T::lost()),
         }

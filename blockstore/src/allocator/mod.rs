@@ -24,7 +24,7 @@ pub(crate) use bitmap::Bitmap;
 
 use crate::format::geometry::Geometry;
 use crate::format::table::RegionEntry;
-use crate::units::{Address, BLOCK_SIZE};
+use crate::units::Address;
 use std::collections::BTreeMap;
 use streams::{Point, Stream};
 
@@ -286,9 +286,9 @@ impl Allocator {
         for (region, deltas) in own {
             self.regions[region].settling = true;
             let list = log.entry(region).or_default();
-            deltas
-                .into_iter()
-                .for_each(|delta| push(list, delta, &mut 0));
+            for delta in deltas {
+                push(list, delta, &mut 0);
+            }
         }
     }
 
@@ -325,11 +325,6 @@ impl Allocator {
                 loaded -= 1;
             }
         }
-    }
-
-    /// Bytes of one bitmap as stored.
-    pub(crate) fn bitmap_bytes(&self) -> usize {
-        usize::try_from(self.geometry.bitmap_blocks()).unwrap_or_default() * BLOCK_SIZE
     }
 }
 

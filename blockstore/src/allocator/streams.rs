@@ -43,7 +43,9 @@ impl Allocator {
                     extents.push(piece);
                 }
                 Err(short) => {
-                    extents.into_iter().for_each(|extent| self.unclaim(extent));
+                    for extent in extents {
+                        self.unclaim(extent);
+                    }
                     return Err(short);
                 }
             }

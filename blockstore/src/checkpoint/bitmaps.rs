@@ -103,7 +103,7 @@ impl Pool {
                 place,
                 crc: checksum(&bytes),
             };
-            let start = geometry.table_place(index, place);
+            let start = Geometry::table_place(index, place);
             self.write_ordered("a region table write", start, bytes)
                 .await?;
         }

@@ -209,9 +209,10 @@ pub(crate) async fn read_catalogue(
             let block = pool.read_block(slot.address(), slot.crc()).await?;
             for bytes in block.chunks(CATALOGUE_ENTRY_BYTES) {
                 let entry = Entry::decode(bytes);
-                match entry.ok_or_else(|| damaged(format!("{} is damaged", slot.address())))? {
-                    Some((id, entry)) => take(id, entry)?,
-                    None => {}
+                let entry =
+                    entry.ok_or_else(|| damaged(format!("{} is damaged", slot.address())))?;
+                if let Some((id, entry)) = entry {
+                    take(id, entry)?;
                 }
             }
         }

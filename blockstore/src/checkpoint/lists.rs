@@ -13,7 +13,7 @@ impl Pool {
     /// Writes the new entries of every frozen list.
     pub(super) async fn write_lists(
         &self,
-        entries: &mut [FrozenEntry],
+        entries: &[FrozenEntry],
         record: Record,
         log: &mut Log,
     ) -> Result<()> {

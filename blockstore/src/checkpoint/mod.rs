@@ -49,12 +49,12 @@ impl Pool {
             record,
             mark,
             next_id,
-            mut entries,
+            entries,
             mut log,
         } = frozen;
 
         self.write_nodes(&entries).await?;
-        self.write_lists(&mut entries, record, &mut log).await?;
+        self.write_lists(&entries, record, &mut log).await?;
         let catalogue = self.write_catalogue(&entries, record, &mut log).await?;
         let settled = self.write_bitmaps(&log).await?;
 
@@ -82,7 +82,9 @@ impl Pool {
             state.journal.move_tail(mark);
             state.frozen_nodes = 0;
             state.checkpoints = superblock.checkpoints;
-            entries.iter().for_each(|entry| state.forget_root(entry));
+            for entry in &entries {
+                state.forget_root(entry);
+            }
         }
         *self.superblock.lock() = superblock;
         self.room.notify(usize::MAX);

@@ -12,7 +12,7 @@ pub(crate) const SLOTS: [u64; 4] = [0, 16, 4096, 4112];
 /// First block of the region table's places.
 const TABLE_START: u64 = 64;
 /// First block of the journal.
-const JOURNAL_START: u64 = 4128;
+pub(crate) const JOURNAL_START: u64 = 4128;
 
 /// The shape of a pool, fixed when it is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,10 +49,6 @@ impl Geometry {
             && self.blocks < 1 << 44
             && self.blocks > self.base() + self.bitmap_blocks() * 2
             && (self.blocks - self.base()).div_ceil(self.region_blocks.into()) <= REGIONS_MAX as u64
-    }
-
-    pub(crate) fn journal_start(&self) -> u64 {
-        JOURNAL_START
     }
 
     /// First block of the first region.
@@ -103,7 +99,7 @@ impl Geometry {
     }
 
     /// Where block `index` of the region table is, in each of its two places.
-    pub(crate) fn table_place(&self, index: usize, place: u8) -> u64 {
+    pub(crate) fn table_place(index: usize, place: u8) -> u64 {
         TABLE_START + u64::from(place) * TABLE_BLOCKS as u64 + index as u64
     }
 

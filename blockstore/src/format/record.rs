@@ -178,21 +178,21 @@ impl Change {
                 first,
                 runs,
             } => {
-                out.put_u8(1);
-                out.put_u64(*version);
-                out.put_u64(*first);
-                out.put_u32(u32::try_from(runs.len()).unwrap_or_default());
-                for run in runs {
-                    out.put_u64(run.address.0);
-                    out.put_u32(u32::try_from(run.crcs.len()).unwrap_or_default());
-                    run.crcs.iter().for_each(|crc| out.put_u32(*crc));
-                }
+                put_numbers(out, 1, &[*version, *first]);
+                put_runs(out, runs);
             }
             Self::Unmap {
                 version,
                 first,
                 count,
             } => put_numbers(out, 2, &[*version, *first, *count]),
+            _ => self.encode_control(out),
+        }
+    }
+
+    fn encode_control(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Map { .. } | Self::Unmap { .. } => {}
             Self::CreateVolume {
                 volume,
                 head,
@@ -259,31 +259,35 @@ impl Change {
     }
 
     fn decode(r: &mut Reader<'_>) -> Option<Self> {
-        Some(match r.u8()? {
+        match r.u8()? {
             1 => {
                 let (version, first, count) = (r.u64()?, r.u64()?, r.u32()?);
                 let runs = (0..count)
                     .map(|_| read_run(r))
                     .collect::<Option<Vec<_>>>()?;
-                let blocks = runs
-                    .iter()
-                    .try_fold(0u64, |n, run| n.checked_add(run.crcs.len() as u64))?;
-                first.checked_add(blocks)?;
-                Self::Map {
+                let count = |n: u64, run: &Run| n.checked_add(run.crcs.len() as u64);
+                runs.iter().try_fold(first, count)?;
+                Some(Self::Map {
                     version,
                     first,
                     runs,
-                }
+                })
             }
             2 => {
                 let (version, first, count) = (r.u64()?, r.u64()?, r.u64()?);
                 first.checked_add(count)?;
-                Self::Unmap {
+                Some(Self::Unmap {
                     version,
                     first,
                     count,
-                }
+                })
             }
+            tag => Self::decode_control(tag, r),
+        }
+    }
+
+    fn decode_control(tag: u8, r: &mut Reader<'_>) -> Option<Self> {
+        Some(match tag {
             3 => {
                 let (volume, head, size) = (r.u64()?, r.u64()?, r.u64()?);
                 let (reserved, created) = (r.u64()? != 0, r.u64()?);
@@ -361,5 +365,18 @@ fn read_run(r: &mut Reader<'_>) -> Option<Run> {
 
 fn put_numbers(out: &mut Vec<u8>, tag: u8, numbers: &[u64]) {
     out.put_u8(tag);
-    numbers.iter().for_each(|number| out.put_u64(*number));
+    for number in numbers {
+        out.put_u64(*number);
+    }
+}
+
+fn put_runs(out: &mut Vec<u8>, runs: &[Run]) {
+    out.put_u32(u32::try_from(runs.len()).unwrap_or_default());
+    for run in runs {
+        out.put_u64(run.address.0);
+        out.put_u32(u32::try_from(run.crcs.len()).unwrap_or_default());
+        for crc in &run.crcs {
+            out.put_u32(*crc);
+        }
+    }
 }

@@ -88,7 +88,9 @@ impl Superblock {
         }
         out.put(&places);
         out.resize(BLOCK_SIZE, 0);
-        self.table.iter().for_each(|block| out.put_u32(block.crc));
+        for block in &self.table {
+            out.put_u32(block.crc);
+        }
         out.resize(BYTES, 0);
         let crc = checksum(&out);
         out.splice(12..16, crc.to_le_bytes());
@@ -211,6 +213,10 @@ pub(crate) fn put_root(out: &mut Vec<u8>, root: Option<NodeRef>) {
 }
 
 /// The outer `None`: not a root.
+#[expect(
+    clippy::option_option,
+    reason = "empty and damaged are different answers"
+)]
 pub(crate) fn read_root(reader: &mut Reader<'_>) -> Option<Option<NodeRef>> {
     let (address, twin) = (Address(reader.u64()?), Address(reader.u64()?));
     let (birth, count) = (Record(reader.u64()?), reader.u64()?);

@@ -33,19 +33,6 @@ impl Child<'_> {
             Self::Stored(stored) => stored.count,
         }
     }
-
-    /// Whether both are the very same node (or both holes): nothing below can differ.
-    pub(crate) fn same(&self, other: &Self) -> bool {
-        self.identity() == other.identity()
-    }
-
-    fn identity(&self) -> Option<(u64, u64)> {
-        match self {
-            Self::Hole => None,
-            Self::Memory(node) => Some((node.header.address.0, node.header.birth.0)),
-            Self::Stored(stored) => Some((stored.address.0, stored.birth.0)),
-        }
-    }
 }
 
 impl Node {

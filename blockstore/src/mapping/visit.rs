@@ -23,9 +23,8 @@ pub(crate) fn leaf_at(root: &Root, ground: &impl Ground, block: u64) -> Result<L
     if block >= root.span(geometry) {
         return Ok(Leaf::Hole { end: u64::MAX });
     }
-    let mut node = match resolve(root.as_child(), ground)? {
-        Some(node) => node,
-        None => return Ok(Leaf::Hole { end: u64::MAX }),
+    let Some(mut node) = resolve(root.as_child(), ground)? else {
+        return Ok(Leaf::Hole { end: u64::MAX });
     };
     while node.header.level > 0 {
         let span = geometry.span(node.header.level - 1);

@@ -5,7 +5,7 @@ use crate::device::{Buffer, Device};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checksum;
 use crate::format::entry::{Entry, Kind, VersionEntry};
-use crate::format::geometry::SLOTS;
+use crate::format::geometry::{Geometry, SLOTS};
 use crate::format::superblock::{self, Superblock};
 use crate::format::table::{RegionEntry, decode};
 use crate::journal::{Journal, Mark};
@@ -68,7 +68,7 @@ pub(crate) async fn read_superblock(device: &dyn Device) -> Result<Superblock> {
 async fn read_table(device: &dyn Device, superblock: &Superblock) -> Result<Vec<RegionEntry>> {
     let mut entries = Vec::new();
     for (index, block) in superblock.table.iter().enumerate() {
-        let start = superblock.geometry.table_place(index, block.place);
+        let start = Geometry::table_place(index, block.place);
         let (buffer, read) = device.read(start, Buffer::new(BLOCK_SIZE)).await;
         read.map_err(|error| Error::io(format!("reading region table block {index}"), error))?;
         let decoded = (checksum(&buffer) == block.crc)

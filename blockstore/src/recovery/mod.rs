@@ -67,7 +67,7 @@ impl Pool {
             state: Mutex::new(state),
             cache: NodeCache::new(options.cache_bytes_max),
             options,
-            pool_id: superblock.pool_id,
+            id: superblock.pool_id,
             leaf_span: superblock.geometry.span(0),
             flushes: AtomicU64::new(0),
             committed: event_listener::Event::new(),
@@ -90,7 +90,7 @@ impl Pool {
         let ring = superblock.geometry.journal_blocks;
         let epoch = superblock.epoch + 1;
         let tail = superblock.replay_position;
-        self.state.lock().journal = Journal::new(self.pool_id, epoch, ring, tail, mark);
+        self.state.lock().journal = Journal::new(self.id, epoch, ring, tail, mark);
         if let Some(damage) = damage {
             tracing::error!("{damage}; the pool is open for reading only");
             self.state.lock().refusal = Some(Error::new(

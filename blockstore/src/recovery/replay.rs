@@ -96,7 +96,6 @@ impl Pool {
 
 fn largest_id(change: &Change) -> u64 {
     match change {
-        Change::Map { .. } | Change::Unmap { .. } | Change::Resize { .. } => 0,
         Change::CreateVolume { volume, head, .. } => *volume.max(head),
         Change::Clone {
             volume,
@@ -106,7 +105,10 @@ fn largest_id(change: &Change) -> u64 {
         } => *volume.max(head).max(ghost),
         Change::Snapshot { cuts, .. } => cuts.iter().map(|cut| cut.version).max().unwrap_or(0),
         Change::Rollback { head, .. } => *head,
-        Change::Rename { .. }
+        Change::Map { .. }
+        | Change::Unmap { .. }
+        | Change::Resize { .. }
+        | Change::Rename { .. }
         | Change::DeleteVolume { .. }
         | Change::DeleteSnapshot { .. }
         | Change::Reap { .. } => 0,

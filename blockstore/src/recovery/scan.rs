@@ -8,6 +8,7 @@
 use crate::device::Buffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checksum;
+use crate::format::geometry::JOURNAL_START;
 use crate::format::record::{Change, RecordHeader};
 use crate::format::superblock::Superblock;
 use crate::journal::Mark;
@@ -74,7 +75,7 @@ impl Ring<'_> {
         let Some(header) = RecordHeader::decode(self.block(position % self.blocks).await?) else {
             return Ok(None);
         };
-        if header.pool_id != self.pool.pool_id || header.blocks() > self.blocks {
+        if header.pool_id != self.pool.id || header.blocks() > self.blocks {
             return Ok(None);
         }
         let bytes = self.read(position, header.blocks()).await?;
@@ -87,7 +88,7 @@ impl Pool {
         let geometry = superblock.geometry;
         let mut ring = Ring {
             pool: self,
-            start: geometry.journal_start(),
+            start: JOURNAL_START,
             blocks: geometry.journal_blocks,
             window: None,
         };

@@ -50,11 +50,6 @@ impl Deadlist {
         self.count == 0
     }
 
-    /// Entries in memory that no checkpoint has taken yet.
-    pub(crate) fn new_entries(&self) -> usize {
-        self.tail.len()
-    }
-
     pub(crate) fn append(&mut self, entry: Packed) {
         self.tail.push(entry);
         self.count += 1;
