@@ -15,7 +15,7 @@ pub struct Settings {
     #[arg(value_name = "POOL")]
     pub pool: Option<PathBuf>,
     /// Make the pool, of this size, if there is no such file; an existing pool is just opened
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub create: Option<Size>,
     /// Make this volume if there is none of that name; may be repeated
     #[arg(long, value_name = "NAME=SIZE")]

@@ -28,10 +28,10 @@ Exit codes: 0 done; 1 failed, with the reason on stderr, or damage was found; 2 
 pub(super) struct Arguments {
     /// The daemon's control socket [default: that in `BASALT_CONTROL`, else
     /// /run/basalt/control.sock]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, value_name = "PATH", display_order = 900)]
     pub control: Option<PathBuf>,
     /// Print JSON: sizes in bytes, times in UTC (RFC 3339); errors too, on stderr
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 901)]
     pub json: bool,
     /// What to do.
     #[command(subcommand)]
@@ -43,6 +43,14 @@ pub(super) enum Command {
     /// Make a pool in a new file or on a block device
     Init(Init),
     /// Serve a pool's volumes over NBD until SIGTERM or SIGINT
+    ///
+    /// Prints where to connect, then serves. The first SIGTERM or SIGINT stops in order: requests in
+    /// flight are finished, everything is made durable, the exit code is 0. A second one ends the
+    /// process at once, which loses nothing that was flushed.
+    ///
+    /// The control socket is --control PATH; else, for root, /run/basalt/control.sock, if nobody
+    /// has it; else POOL.control.sock. Export names are NAME, and VOLUME@NAME for a snapshot,
+    /// read-only; the empty name is the only volume, if there is one.
     Serve(Serve),
     /// Create, list, change and delete volumes
     #[command(subcommand)]
@@ -71,15 +79,6 @@ pub(super) struct Init {
     pub force: bool,
 }
 
-/// Serve a pool's volumes over NBD until SIGTERM or SIGINT
-///
-/// Prints where to connect, then serves. The first SIGTERM or SIGINT stops in order: requests in
-/// flight are finished, everything is made durable, the exit code is 0. A second one ends the
-/// process at once, which loses nothing that was flushed.
-///
-/// The control socket is --control PATH; else, for root, /run/basalt/control.sock, if nobody has it;
-/// else POOL.control.sock. Export names are NAME, and VOLUME@NAME for a snapshot, read-only; the
-/// empty name is the only volume, if there is one.
 #[derive(Args, Debug)]
 pub(super) struct Serve {
     #[command(flatten)]
