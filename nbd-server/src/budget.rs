@@ -35,8 +35,14 @@ enum Stage {
 
 impl Budget {
     pub(crate) fn new(capacity: u64) -> Self {
-        let state = State { free: capacity, queue: VecDeque::new() };
-        Self { capacity, state: Mutex::new(state) }
+        let state = State {
+            free: capacity,
+            queue: VecDeque::new(),
+        };
+        Self {
+            capacity,
+            state: Mutex::new(state),
+        }
     }
 
     /// Takes `bytes`, or all there are if they are fewer, once those who came before have theirs.
@@ -56,7 +62,10 @@ impl Budget {
             let stage = Mutex::new(Stage::Waiting(context.waker().clone()));
             let request = Arc::new(Request { bytes, stage });
             state.queue.push_back(request.clone());
-            waiting = Some(Waiting { budget: self, request });
+            waiting = Some(Waiting {
+                budget: self,
+                request,
+            });
             Poll::Pending
         })
         .await;
@@ -67,7 +76,10 @@ impl Budget {
     pub(crate) fn give(&self, bytes: u64) {
         let mut state = self.state.lock();
         state.free += bytes;
-        assert!(state.free <= self.capacity, "more bytes were given back than taken");
+        assert!(
+            state.free <= self.capacity,
+            "more bytes were given back than taken"
+        );
         state.grant();
     }
 

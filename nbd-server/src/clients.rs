@@ -58,7 +58,8 @@ impl Flow {
 
     /// Bytes moved.
     pub(crate) fn moved(&self) {
-        self.moved.store(self.moved.load(Relaxed).wrapping_add(1), Relaxed);
+        self.moved
+            .store(self.moved.load(Relaxed).wrapping_add(1), Relaxed);
     }
 }
 
@@ -90,7 +91,11 @@ impl Clients {
         connected.next += 1;
         connected.clients.insert(id, client.clone());
         drop(connected);
-        Some(Seat { id, client, clients: self.clone() })
+        Some(Seat {
+            id,
+            client,
+            clients: self.clone(),
+        })
     }
 
     /// How many are connected.
@@ -110,18 +115,34 @@ impl Clients {
 
     fn snapshot(&self) -> Vec<(u64, Arc<Client>)> {
         let connected = self.connected.lock();
-        connected.clients.iter().map(|(id, client)| (*id, client.clone())).collect()
+        connected
+            .clients
+            .iter()
+            .map(|(id, client)| (*id, client.clone()))
+            .collect()
     }
 
-    /// Drops those who exceed a deadline, for ever. On a worker thread.
+    /// Drops those who exceed a deadline, until the server stops. On a worker thread.
     pub(crate) async fn watch(&self) {
-        let Limits { handshake, stall, stall_crowded, .. } = self.limits;
+        let Limits {
+            handshake,
+            stall,
+            stall_crowded,
+            ..
+        } = self.limits;
         let tick = handshake.min(stall).min(stall_crowded) / 5;
         let mut watched: HashMap<u64, Watched> = HashMap::new();
         loop {
             sleep(tick.clamp(Duration::from_millis(10), Duration::from_secs(1))).await;
+            if self.stopping() {
+                return;
+            }
             let now = Instant::now();
-            let stall = if self.budget.is_short() { stall_crowded } else { stall };
+            let stall = if self.budget.is_short() {
+                stall_crowded
+            } else {
+                stall
+            };
             let clients = self.snapshot();
             watched.retain(|id, _| clients.iter().any(|(connected, _)| connected == id));
             for (id, client) in clients {
@@ -184,7 +205,10 @@ struct Watched {
 
 impl Watched {
     fn new(now: Instant) -> Self {
-        Self { incoming: (0, now), outgoing: (0, now) }
+        Self {
+            incoming: (0, now),
+            outgoing: (0, now),
+        }
     }
 
     /// How long a client that must move has not.

@@ -1,7 +1,7 @@
 //! A command on a volume becomes an answer: where front ends meet the store.
 use crate::limits::EXTENTS_MAX;
 use crate::nbd::{Answer, Command, Context, total};
-use blockstore::{Error, Extent, Reply, Request, Volume};
+use blockstore::{Error, ErrorKind, Extent, Reply, Request, Segment, Volume};
 use bytes::Bytes;
 
 /// Does one command to its end. `payload` is empty but for a write. On a worker thread.
@@ -11,33 +11,74 @@ pub(crate) async fn execute(
     command: Command,
     payload: Bytes,
 ) -> Result<Answer, Error> {
-    let request = match command {
-        Command::Nothing | Command::Disconnect => return Ok(Answer::Done),
-        Command::Status { offset, length, one } => {
+    match command {
+        Command::Read {
+            offset,
+            length,
+            whole,
+        } => {
+            let segments = read(volume, offset, length.into()).await?;
+            return Ok(Answer::Data {
+                offset,
+                segments,
+                whole,
+            });
+        }
+        Command::Status {
+            offset,
+            length,
+            one,
+        } => {
             return status(volume, contexts, offset, length.into(), one).await;
         }
-        Command::Read { offset, length: 0, whole } => {
-            return Ok(Answer::Data { offset, segments: Vec::new(), whole });
-        }
-        Command::Read { offset, length, .. } => Request::Read { offset, length: length.into() },
-        Command::Write { offset, fua, .. } => Request::Write { offset, data: payload, fua },
-        Command::Zero { offset, length, allocate, fua } => {
-            Request::Zero { offset, length: length.into(), allocate, fua }
-        }
-        Command::Trim { offset, length, fua } => {
-            Request::Trim { offset, length: length.into(), fua }
-        }
+        _ => {}
+    }
+    if let Some(request) = change(command, payload) {
+        volume.execute(request).await?;
+    }
+    Ok(Answer::Done)
+}
+
+/// The request of a command whose answer has no data, if there is anything to do.
+fn change(command: Command, data: Bytes) -> Option<Request> {
+    Some(match command {
+        Command::Write { offset, fua, .. } => Request::Write { offset, data, fua },
+        Command::Zero {
+            offset,
+            length,
+            allocate,
+            fua,
+        } => Request::Zero {
+            offset,
+            length: length.into(),
+            allocate,
+            fua,
+        },
+        Command::Trim {
+            offset,
+            length,
+            fua,
+        } => Request::Trim {
+            offset,
+            length: length.into(),
+            fua,
+        },
         Command::Flush => Request::Flush,
-    };
-    let reply = volume.execute(request).await?;
-    Ok(match (command, reply) {
-        (Command::Read { offset, length, whole }, Reply::Data(segments)) => {
-            // A client cannot recover from a reply of another length than it asked for.
-            assert_eq!(total(&segments), u64::from(length), "length of a read at {offset}");
-            Answer::Data { offset, segments, whole }
-        }
-        _ => Answer::Done,
+        _ => return None,
     })
+}
+
+/// Reads a range, which may be empty.
+async fn read(volume: &Volume, offset: u64, length: u64) -> Result<Vec<Segment>, Error> {
+    if length == 0 {
+        return Ok(Vec::new());
+    }
+    let Reply::Data(segments) = volume.execute(Request::Read { offset, length }).await? else {
+        return Err(Error::new(ErrorKind::Io, "a read returned no data"));
+    };
+    // A client cannot recover from a reply of another length than it asked for.
+    assert_eq!(total(&segments), length, "bytes read at {offset}");
+    Ok(segments)
 }
 
 /// Extents of the range in each context.
@@ -57,7 +98,10 @@ async fn status(
                 volume.dirty_since(snapshot, offset, length, max).await?
             }
         };
-        assert!(covers_from(&extents, offset, length), "extents of {length} bytes at {offset}");
+        assert!(
+            covers_from(&extents, offset, length),
+            "extents of {length} bytes at {offset}"
+        );
         described.push(context.describe(&extents));
     }
     Ok(Answer::Status(described))

@@ -100,7 +100,10 @@ impl Default for Limits {
 pub const COMMAND_BYTES_MAX: u64 = PAYLOAD_BYTES_MAX as u64 + 2 * PREFERRED_BLOCK as u64;
 
 const _: () = {
-    assert!(OPTION_BYTES_MAX >= 2 * 4096, "a name and a query of the longest legal size fit");
+    assert!(
+        OPTION_BYTES_MAX >= 2 * 4096,
+        "a name and a query of the longest legal size fit"
+    );
     assert!(OPTION_BYTES_MAX <= OPTION_SKIP_BYTES_MAX);
     assert!(RECEIVE_BYTES >= OPTION_BYTES_MAX as usize + super::nbd::protocol::OPTION_HEADER_BYTES);
     assert!(RECEIVE_BYTES_FIRST >= super::nbd::protocol::REQUEST_BYTES);

@@ -165,7 +165,10 @@ fn remove_stale(path: &Path) -> io::Result<()> {
             std::fs::remove_file(path)
         }
         Err(error) => Err(error),
-        Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another server answers there")),
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "another server answers there",
+        )),
     }
 }
 
@@ -192,10 +195,27 @@ mod tests {
 
     #[test]
     fn addresses_are_parsed_and_shown_alike() {
-        for text in ["unix:/run/x.sock", "unix:a:b", "tcp:localhost:0", "tcp:[::1]:10809"] {
-            assert_eq!(text.parse::<Listen>().map(|l| l.to_string()), Ok(text.to_owned()));
+        for text in [
+            "unix:/run/x.sock",
+            "unix:a:b",
+            "tcp:localhost:0",
+            "tcp:[::1]:10809",
+        ] {
+            assert_eq!(
+                text.parse::<Listen>().map(|l| l.to_string()),
+                Ok(text.to_owned())
+            );
         }
-        for text in ["", "unix:", "tcp:", "tcp:1", "tcp::1", "tcp:h:70000", "udp:h:1", "/run/x"] {
+        for text in [
+            "",
+            "unix:",
+            "tcp:",
+            "tcp:1",
+            "tcp::1",
+            "tcp:h:70000",
+            "udp:h:1",
+            "/run/x",
+        ] {
             assert!(text.parse::<Listen>().is_err(), "{text:?}");
         }
     }
@@ -209,7 +229,10 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let uri = listener.uri("vol@a b/ü");
         let path_text = path.to_str().unwrap().replace(' ', "%20");
-        assert_eq!(uri, format!("nbd+unix:///vol@a%20b/%C3%BC?socket={path_text}"));
+        assert_eq!(
+            uri,
+            format!("nbd+unix:///vol@a%20b/%C3%BC?socket={path_text}")
+        );
         drop(Listeners(vec![Arc::new(listener)]));
         assert!(!path.exists());
         assert!(UnixStream::connect(&path).is_err());

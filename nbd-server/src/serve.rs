@@ -50,7 +50,9 @@ impl Server {
     pub fn start(store: &Store, options: ServeOptions) -> io::Result<Self> {
         let mut listeners = Listeners::default();
         for listen in &options.listen {
-            listeners.0.push(Arc::new(Listener::bind(listen, options.insecure_tcp)?));
+            listeners
+                .0
+                .push(Arc::new(Listener::bind(listen, options.insecure_tcp)?));
         }
         let dispatch = Arc::new(Dispatch {
             store: store.clone(),
@@ -62,16 +64,28 @@ impl Server {
         for listener in &listeners.0 {
             let (listener, dispatch) = (listener.clone(), dispatch.clone());
             let worker = dispatch.worker().clone();
-            accepting.push(worker.spawn_with(move || accept(listener, dispatch)));
+            accepting.push(worker.spawn(accept(listener, dispatch)));
         }
         let clients = dispatch.clients.clone();
-        drop(dispatch.worker().spawn_with(move || async move { clients.watch().await }));
-        Ok(Self { listeners, accepting, dispatch })
+        drop(
+            dispatch
+                .worker()
+                .spawn(async move { clients.watch().await }),
+        );
+        Ok(Self {
+            listeners,
+            accepting,
+            dispatch,
+        })
     }
 
     /// The NBD URI of an export at every address; the empty name is the default export.
     pub fn uris(&self, export: &str) -> Vec<String> {
-        self.listeners.0.iter().map(|listener| listener.uri(export)).collect()
+        self.listeners
+            .0
+            .iter()
+            .map(|listener| listener.uri(export))
+            .collect()
     }
 
     /// Clients connected now.
@@ -86,7 +100,10 @@ impl Server {
         drop(self.listeners);
         self.accepting.into_iter().for_each(Pending::wait);
         let clients = self.dispatch.clients.clone();
-        self.dispatch.worker().spawn_with(move || async move { clients.drain().await }).wait();
+        self.dispatch
+            .worker()
+            .spawn(async move { clients.drain().await })
+            .wait();
     }
 }
 
@@ -101,7 +118,7 @@ impl Dispatch {
     fn seat(&self, stream: OwnedFd) -> Option<()> {
         let seat = self.clients.admit(Socket::new(stream))?;
         let store = self.store.clone();
-        drop(self.worker().spawn_with(move || nbd::serve(seat, store)));
+        self.worker().spawn_with(move || nbd::serve(seat, store));
         Some(())
     }
 }

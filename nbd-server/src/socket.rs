@@ -1,5 +1,8 @@
 //! Stream sockets on a worker's ring: receive, send, hang up.
-#![expect(unsafe_code, reason = "the ring is given pointers into memory that each operation owns")]
+#![expect(
+    unsafe_code,
+    reason = "the ring is given pointers into memory that each operation owns"
+)]
 use crate::limits::SEND_BUFFER_BYTES;
 use crate::nbd::Batch;
 use blockstore::device::Buffer;
@@ -128,7 +131,11 @@ impl Outgoing {
             msg_controllen: 0,
             msg_flags: 0,
         };
-        Self { batch: Batch::default(), header: Box::new(header), pieces: Vec::new() }
+        Self {
+            batch: Batch::default(),
+            header: Box::new(header),
+            pieces: Vec::new(),
+        }
     }
 
     /// Points the header at what is not sent yet.
@@ -161,5 +168,9 @@ pub(crate) async fn readable(listener: &Arc<impl AsFd + 'static>) -> io::Result<
 async unsafe fn complete<T: 'static>(entry: squeue::Entry, owned: T) -> (io::Result<usize>, T) {
     // SAFETY: as demanded of the caller.
     let done = unsafe { ring::submit(entry, owned) }.await;
-    (done.result.map(|count| usize::try_from(count).unwrap_or(usize::MAX)), done.owned)
+    (
+        done.result
+            .map(|count| usize::try_from(count).unwrap_or(usize::MAX)),
+        done.owned,
+    )
 }

@@ -30,7 +30,9 @@ pub(crate) async fn serve(client: Seat, store: Store) {
     let mut receiver = Receiver::new(client.clone());
     if let Ok((agreement, volume)) = negotiate(&client, &mut receiver, &store).await {
         client.negotiated();
-        Connection::new(client.clone(), agreement, volume).transmit(receiver).await;
+        Connection::new(client.clone(), agreement, volume)
+            .transmit(receiver)
+            .await;
     }
     client.socket.hang_up();
 }
@@ -59,7 +61,10 @@ async fn negotiate(
             Next::Close => return Err(Gone),
             Next::Transmit(agreement, volume) => return Ok((agreement, volume)),
         }
-        let exports = StoreExports { store, clients: client.clients() };
+        let exports = StoreExports {
+            store,
+            clients: client.clients(),
+        };
         let (taken, then) = handshake.step(receiver.bytes(), &exports, &mut output);
         receiver.take(taken);
         next = then;
@@ -223,7 +228,9 @@ impl Connection {
     }
 
     fn answer(&self, cookie: u64, answer: Answer, charge: u64) {
-        self.answers.borrow_mut().push(cookie, self.agreement.structured, answer, charge);
+        self.answers
+            .borrow_mut()
+            .push(cookie, self.agreement.structured, answer, charge);
         self.answered.wake();
     }
 
@@ -233,7 +240,9 @@ impl Connection {
         let mut broken = false;
         loop {
             let last = || self.ended.get() && self.running.get() == 0;
-            self.answered.until(|| !self.answers.borrow().is_empty() || last()).await;
+            self.answered
+                .until(|| !self.answers.borrow().is_empty() || last())
+                .await;
             std::mem::swap(&mut outgoing.batch, &mut *self.answers.borrow_mut());
             if outgoing.batch.is_empty() {
                 break;

@@ -91,7 +91,9 @@ mod tests {
     fn listed(query: &str, snapshots: &[&str]) -> Vec<String> {
         let snapshots: Vec<String> = snapshots.iter().map(|&s| s.to_owned()).collect();
         let all = Context::all(&snapshots);
-        all.filter(|c| c.is_listed_by(query)).map(|c| c.name()).collect()
+        all.filter(|c| c.is_listed_by(query))
+            .map(|c| c.name())
+            .collect()
     }
 
     #[test]
@@ -102,8 +104,14 @@ mod tests {
             listed("x-basalt:", &snapshots),
             ["x-basalt:dirty-since:a", "x-basalt:dirty-since:b"]
         );
-        assert_eq!(listed("qemu:", &snapshots), listed("qemu:dirty-bitmap:", &snapshots));
-        assert_eq!(listed("qemu:dirty-bitmap:b", &snapshots), ["qemu:dirty-bitmap:b"]);
+        assert_eq!(
+            listed("qemu:", &snapshots),
+            listed("qemu:dirty-bitmap:", &snapshots)
+        );
+        assert_eq!(
+            listed("qemu:dirty-bitmap:b", &snapshots),
+            ["qemu:dirty-bitmap:b"]
+        );
         assert!(listed("qemu:dirty", &snapshots).is_empty());
         assert!(listed("qemu:allocation-depth", &snapshots).is_empty());
         assert!(listed("x-other:", &snapshots).is_empty());
@@ -111,7 +119,10 @@ mod tests {
 
     #[test]
     fn a_snapshot_with_a_colon_is_not_a_wildcard() {
-        assert_eq!(listed("qemu:dirty-bitmap:a:", &["a:", "a:b"]), ["qemu:dirty-bitmap:a:"]);
+        assert_eq!(
+            listed("qemu:dirty-bitmap:a:", &["a:", "a:b"]),
+            ["qemu:dirty-bitmap:a:"]
+        );
     }
 
     #[test]
@@ -120,15 +131,24 @@ mod tests {
         for context in Context::all(&snapshots) {
             assert_eq!(Context::find(&context.name(), &snapshots), Some(context));
         }
-        for name in ["base:", "base:allocatio", "qemu:dirty-bitmap:", "x-basalt:dirty-since:b", ""]
-        {
+        for name in [
+            "base:",
+            "base:allocatio",
+            "qemu:dirty-bitmap:",
+            "x-basalt:dirty-since:b",
+            "",
+        ] {
             assert_eq!(Context::find(name, &snapshots), None, "{name}");
         }
     }
 
     #[test]
     fn like_neighbours_are_one_descriptor() {
-        let extent = |offset, length, allocated| Extent { offset, length, allocated };
+        let extent = |offset, length, allocated| Extent {
+            offset,
+            length,
+            allocated,
+        };
         let extents = [extent(0, 1, true), extent(1, 2, true), extent(3, 4, false)];
         assert_eq!(Context::Allocation.describe(&extents), [(3, 0), (4, 3)]);
         let dirty = Context::DirtyBitmap(String::new());

@@ -63,8 +63,14 @@ impl Exports for StoreExports<'_> {
     }
 
     fn open(&self, export: &Export) -> Result<Volume, String> {
-        let access = if export.read_only { Access::Read } else { Access::Write };
-        self.store.open_volume(&export.name, access).map_err(|error| error.to_string())
+        let access = if export.read_only {
+            Access::Read
+        } else {
+            Access::Write
+        };
+        self.store
+            .open_volume(&export.name, access)
+            .map_err(|error| error.to_string())
     }
 
     fn stopping(&self) -> bool {
@@ -78,16 +84,20 @@ fn only_volume(store: &Store) -> Result<String, String> {
     match (volumes.pop(), volumes.len()) {
         (Some(volume), 0) => Ok(volume.name),
         (None, _) => Err("there is no volume to export".to_owned()),
-        (Some(_), others) => {
-            Err(format!("there are {} volumes: name one of them as the export", others + 1))
-        }
+        (Some(_), others) => Err(format!(
+            "there are {} volumes: name one of them as the export",
+            others + 1
+        )),
     }
 }
 
 fn find_volume(store: &Store, name: &str) -> Result<Export, Error> {
     let volume = store.volume(name)?;
     if volume.deleted {
-        return Err(Error::new(ErrorKind::NotFound, format!("volume {name} is deleted")));
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("volume {name} is deleted"),
+        ));
     }
     let snapshots = store.snapshots(Some(name))?;
     Ok(Export {
@@ -122,7 +132,10 @@ fn describe_volume(size: u64) -> String {
 }
 
 fn describe_snapshot(size: u64, volume: &str) -> String {
-    format!("snapshot of {volume}, {}, read-only", bytes_for_people(size))
+    format!(
+        "snapshot of {volume}, {}, read-only",
+        bytes_for_people(size)
+    )
 }
 
 /// The largest unit that divides the size.

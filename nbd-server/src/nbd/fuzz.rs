@@ -14,7 +14,10 @@ impl Exports for OneVolume {
     type Opened = ();
 
     fn list(&self) -> Vec<(String, String)> {
-        vec![("vol".to_owned(), "a volume".to_owned()), ("vol@a".to_owned(), String::new())]
+        vec![
+            ("vol".to_owned(), "a volume".to_owned()),
+            ("vol@a".to_owned(), String::new()),
+        ]
     }
 
     fn find(&self, name: &str) -> Result<Export, String> {
@@ -25,7 +28,13 @@ impl Exports for OneVolume {
         };
         let read_only = name == "vol@a";
         let name = if read_only { name } else { "vol" }.to_owned();
-        Ok(Export { name, description: "a volume".to_owned(), size: 1 << 20, read_only, snapshots })
+        Ok(Export {
+            name,
+            description: "a volume".to_owned(),
+            size: 1 << 20,
+            read_only,
+            snapshots,
+        })
     }
 
     fn open(&self, _: &Export) -> Result<(), String> {
@@ -76,7 +85,9 @@ fn are_option_replies(output: &[u8]) -> bool {
 /// A client sends `data` in the transmission: what passes the rules keeps them, and what does not is
 /// answered.
 pub fn fuzz_commands(data: &[u8]) {
-    let Some((&[mode, shift], headers)) = data.split_first_chunk() else { return };
+    let Some((&[mode, shift], headers)) = data.split_first_chunk() else {
+        return;
+    };
     let rules = Rules {
         size: 1_u64.checked_shl(shift.into()).unwrap_or(u64::MAX),
         read_only: mode & 1 != 0,
@@ -85,7 +96,9 @@ pub fn fuzz_commands(data: &[u8]) {
     };
     let mut batch = Batch::default();
     for header in headers.as_chunks::<REQUEST_BYTES>().0 {
-        let Some(raw) = RawRequest::decode(header) else { continue };
+        let Some(raw) = RawRequest::decode(header) else {
+            continue;
+        };
         let answer = match validate(&raw, rules) {
             Ok(command) => {
                 assert!(keeps(&command, &raw, rules), "{command:?} breaks {rules:?}");

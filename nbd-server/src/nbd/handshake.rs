@@ -100,12 +100,20 @@ impl Handshake {
             self.skipping = Some((option, length));
             return (OPTION_HEADER_BYTES, Next::Again);
         }
-        let Some(data) = usize::try_from(length).ok().and_then(|length| reader.bytes(length))
+        let Some(data) = usize::try_from(length)
+            .ok()
+            .and_then(|length| reader.bytes(length))
         else {
             return (0, Next::Receive);
         };
         self.options += 1;
-        let next = self.answer(option, data, client, exports, &mut Answer { option, output });
+        let next = self.answer(
+            option,
+            data,
+            client,
+            exports,
+            &mut Answer { option, output },
+        );
         (OPTION_HEADER_BYTES + data.len(), next)
     }
 
@@ -193,11 +201,13 @@ impl Handshake {
         exports: &E,
         output: &mut Vec<u8>,
     ) -> Next<E::Opened> {
-        let opened = string(data).filter(|_| !exports.stopping()).and_then(|name| {
-            let export = exports.find(name).ok()?;
-            let opened = exports.open(&export).ok()?;
-            Some((name, export, opened))
-        });
+        let opened = string(data)
+            .filter(|_| !exports.stopping())
+            .and_then(|name| {
+                let export = exports.find(name).ok()?;
+                let opened = exports.open(&export).ok()?;
+                Some((name, export, opened))
+            });
         let Some((name, export, opened)) = opened else {
             return Next::Close;
         };
@@ -220,7 +230,10 @@ impl Handshake {
         open: impl FnOnce(&Export) -> Result<O, String>,
     ) -> Option<(&'a str, Export, O)> {
         let Some((name, requests)) = parse_info(data) else {
-            answer.error(option_reply::ERR_INVALID, "malformed name or information requests");
+            answer.error(
+                option_reply::ERR_INVALID,
+                "malformed name or information requests",
+            );
             return None;
         };
         let found = exports.find(name).and_then(|export| {
@@ -235,7 +248,10 @@ impl Handshake {
             }
         };
         let flags = self.transmission_flags(&export);
-        answer.info(info::EXPORT, &[&export.size.to_be_bytes(), &flags.to_be_bytes()]);
+        answer.info(
+            info::EXPORT,
+            &[&export.size.to_be_bytes(), &flags.to_be_bytes()],
+        );
         let asked = |kind: u16| requests.contains(&kind);
         if asked(info::NAME) {
             answer.info(info::NAME, &[export.name.as_bytes()]);
@@ -276,7 +292,9 @@ impl Handshake {
             Err(why) => return answer.error(option_reply::ERR_UNKNOWN, &why),
         };
         if set {
-            let found = queries.iter().filter_map(|q| Context::find(q, &export.snapshots));
+            let found = queries
+                .iter()
+                .filter_map(|q| Context::find(q, &export.snapshots));
             let mut chosen: Vec<Context> = Vec::new();
             for context in found {
                 if !chosen.contains(&context) && chosen.len() < CONTEXTS_MAX {
@@ -298,7 +316,11 @@ impl Handshake {
     fn agree(&mut self, requested: &str, export: Export) -> Agreement {
         let contexts = self.contexts.take().filter(|(name, _)| name == requested);
         let contexts = contexts.map(|(_, contexts)| contexts).unwrap_or_default();
-        Agreement { export, structured: self.structured, contexts }
+        Agreement {
+            export,
+            structured: self.structured,
+            contexts,
+        }
     }
 
     fn transmission_flags(&self, export: &Export) -> u16 {
@@ -340,7 +362,9 @@ fn parse_queries(data: &[u8]) -> Option<(&str, Vec<&str>)> {
 }
 
 fn string(bytes: &[u8]) -> Option<&str> {
-    std::str::from_utf8(bytes).ok().filter(|s| s.len() <= STRING_BYTES_MAX)
+    std::str::from_utf8(bytes)
+        .ok()
+        .filter(|s| s.len() <= STRING_BYTES_MAX)
 }
 
 /// Encodes the replies to one option.
@@ -375,7 +399,9 @@ impl Answer<'_> {
 
     fn info(&mut self, kind: u16, parts: &[&[u8]]) {
         let kind = kind.to_be_bytes();
-        let parts: Vec<&[u8]> = std::iter::once(&kind[..]).chain(parts.iter().copied()).collect();
+        let parts: Vec<&[u8]> = std::iter::once(&kind[..])
+            .chain(parts.iter().copied())
+            .collect();
         self.reply(option_reply::INFO, &parts);
     }
 
@@ -396,7 +422,10 @@ impl Answer<'_> {
     fn contexts(&mut self, contexts: &[Context]) {
         let start = self.output.len();
         for (id, context) in (0_u32..).zip(contexts) {
-            self.reply(option_reply::META_CONTEXT, &[&id.to_be_bytes(), context.name().as_bytes()]);
+            self.reply(
+                option_reply::META_CONTEXT,
+                &[&id.to_be_bytes(), context.name().as_bytes()],
+            );
             if self.output.len() - start > LIST_BYTES_MAX {
                 self.output.truncate(start);
                 return self.error(option_reply::ERR_TOO_BIG, "too many contexts to list");

@@ -225,7 +225,11 @@ impl RawRequest {
 
     /// Bytes that follow the header.
     pub fn payload_bytes(&self) -> u32 {
-        if self.kind == command::WRITE { self.length } else { 0 }
+        if self.kind == command::WRITE {
+            self.length
+        } else {
+            0
+        }
     }
 }
 

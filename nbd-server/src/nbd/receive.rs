@@ -28,17 +28,29 @@ pub(super) struct Receiver {
 impl Receiver {
     pub(super) fn new(client: Rc<Seat>) -> Self {
         let buffer = Some(Buffer::new(RECEIVE_BYTES_FIRST));
-        Self { client, buffer, start: 0, end: 0, full: false, frugal: false }
+        Self {
+            client,
+            buffer,
+            start: 0,
+            end: 0,
+            full: false,
+            frugal: false,
+        }
     }
 
     /// What was received and not taken.
     pub(super) fn bytes(&self) -> &[u8] {
-        self.buffer.as_ref().map_or(&[], |buffer| &buffer[self.start..self.end])
+        self.buffer
+            .as_ref()
+            .map_or(&[], |buffer| &buffer[self.start..self.end])
     }
 
     /// Takes bytes that [`Self::bytes`] showed.
     pub(super) fn take(&mut self, count: usize) {
-        assert!(count <= self.end - self.start, "more was taken than received");
+        assert!(
+            count <= self.end - self.start,
+            "more was taken than received"
+        );
         self.start += count;
     }
 
@@ -57,7 +69,10 @@ impl Receiver {
             larger[..self.end].copy_from_slice(&buffer[..self.end]);
             buffer = larger;
         }
-        assert!(self.end < buffer.len(), "a header or option is longer than the buffer");
+        assert!(
+            self.end < buffer.len(),
+            "a header or option is longer than the buffer"
+        );
         let part = self.end..buffer.len().min(self.end.saturating_add(limit));
         let (result, buffer) = self.client.socket.receive(buffer, part).await;
         let count = result.unwrap_or(0);
@@ -78,7 +93,8 @@ impl Receiver {
                 return Ok(header);
             }
             let missing = REQUEST_BYTES - self.bytes().len();
-            self.more_up_to(if frugal { missing } else { usize::MAX }).await?;
+            self.more_up_to(if frugal { missing } else { usize::MAX })
+                .await?;
         }
     }
 

@@ -15,7 +15,11 @@ pub(crate) enum Answer {
     /// It failed.
     Error(Errno),
     /// What was read from `offset` on; `whole`: in one content chunk.
-    Data { offset: u64, segments: Vec<Segment>, whole: bool },
+    Data {
+        offset: u64,
+        segments: Vec<Segment>,
+        whole: bool,
+    },
     /// For each context, in the order of their ids, extents as (length, flags).
     Status(Vec<Vec<(u32, u32)>>),
 }
@@ -54,7 +58,11 @@ impl Batch {
             Answer::Done => self.simple(cookie, 0),
             Answer::Error(errno) if structured => self.error_chunk(cookie, errno),
             Answer::Error(errno) => self.simple(cookie, errno.code()),
-            Answer::Data { offset, segments, whole } if structured => {
+            Answer::Data {
+                offset,
+                segments,
+                whole,
+            } if structured => {
                 self.read_chunks(cookie, offset, segments, whole);
             }
             Answer::Data { segments, .. } => {
@@ -93,14 +101,17 @@ impl Batch {
     pub(crate) fn window(&self) -> impl Iterator<Item = &[u8]> {
         let (first, mut skip) = self.sent;
         let mut bytes = 0;
-        self.pieces[first..].iter().take(SEND_PIECES).map_while(move |piece| {
-            if bytes >= SEND_BYTES {
-                return None;
-            }
-            let memory = &self.memory(piece)[std::mem::take(&mut skip)..];
-            bytes += memory.len();
-            Some(memory)
-        })
+        self.pieces[first..]
+            .iter()
+            .take(SEND_PIECES)
+            .map_while(move |piece| {
+                if bytes >= SEND_BYTES {
+                    return None;
+                }
+                let memory = &self.memory(piece)[std::mem::take(&mut skip)..];
+                bytes += memory.len();
+                Some(memory)
+            })
     }
 
     /// `count` more bytes were sent.
@@ -116,7 +127,10 @@ impl Batch {
             offset -= length;
             piece += 1;
         }
-        assert!(piece < self.pieces.len() || offset == 0, "more was sent than there is");
+        assert!(
+            piece < self.pieces.len() || offset == 0,
+            "more was sent than there is"
+        );
         self.sent = (piece, offset);
     }
 

@@ -36,11 +36,20 @@ pub(crate) struct Rules {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     /// Read; `whole`: answer with at most one content chunk.
-    Read { offset: u64, length: u32, whole: bool },
+    Read {
+        offset: u64,
+        length: u32,
+        whole: bool,
+    },
     /// Write the payload.
     Write { offset: u64, length: u32, fua: bool },
     /// Make a range read as zeroes, keeping space for it or not.
-    Zero { offset: u64, length: u32, allocate: bool, fua: bool },
+    Zero {
+        offset: u64,
+        length: u32,
+        allocate: bool,
+        fua: bool,
+    },
     /// Give space back.
     Trim { offset: u64, length: u32, fua: bool },
     /// Make what was answered durable.
@@ -68,11 +77,17 @@ pub(crate) fn validate(raw: &RawRequest, rules: Rules) -> Result<Command, Errno>
     if raw.flags & !allowed_flags(raw.kind, rules)? != 0 {
         return Err(Errno::Inval);
     }
-    let changes = matches!(raw.kind, command::WRITE | command::TRIM | command::WRITE_ZEROES);
+    let changes = matches!(
+        raw.kind,
+        command::WRITE | command::TRIM | command::WRITE_ZEROES
+    );
     if changes && rules.read_only {
         return Err(Errno::Perm);
     }
-    let inside = raw.offset.checked_add(raw.length.into()).is_some_and(|end| end <= rules.size);
+    let inside = raw
+        .offset
+        .checked_add(raw.length.into())
+        .is_some_and(|end| end <= rules.size);
     if !inside && raw.kind != command::FLUSH {
         let grows = matches!(raw.kind, command::WRITE | command::WRITE_ZEROES);
         return Err(if grows { Errno::NoSpace } else { Errno::Inval });
@@ -83,24 +98,47 @@ pub(crate) fn validate(raw: &RawRequest, rules: Rules) -> Result<Command, Errno>
         command::READ if length > PAYLOAD_BYTES_MAX => {
             // "MAY reject a client's request with the error `NBD_EOVERFLOW` if the length is too
             // large to send without fragmentation"
-            return Err(if flag(command_flag::DF) { Errno::Overflow } else { Errno::Inval });
+            return Err(if flag(command_flag::DF) {
+                Errno::Overflow
+            } else {
+                Errno::Inval
+            });
         }
-        command::READ => Command::Read { offset, length, whole: flag(command_flag::DF) },
+        command::READ => Command::Read {
+            offset,
+            length,
+            whole: flag(command_flag::DF),
+        },
         command::FLUSH if offset != 0 || length != 0 => return Err(Errno::Inval),
         command::FLUSH => Command::Flush,
         command::BLOCK_STATUS if length == 0 || !rules.contexts => return Err(Errno::Inval),
-        command::BLOCK_STATUS => {
-            Command::Status { offset, length, one: flag(command_flag::REQ_ONE) }
-        }
+        command::BLOCK_STATUS => Command::Status {
+            offset,
+            length,
+            one: flag(command_flag::REQ_ONE),
+        },
         _ if length == 0 => Command::Nothing,
-        command::WRITE => Command::Write { offset, length, fua },
-        command::TRIM => Command::Trim { offset, length, fua },
+        command::WRITE => Command::Write {
+            offset,
+            length,
+            fua,
+        },
+        command::TRIM => Command::Trim {
+            offset,
+            length,
+            fua,
+        },
         command::WRITE_ZEROES => {
             let allocate = flag(command_flag::NO_HOLE);
             if flag(command_flag::FAST_ZERO) && (allocate || !has_whole_block(offset, length)) {
                 return Err(Errno::NotSupported);
             }
-            Command::Zero { offset, length, allocate, fua }
+            Command::Zero {
+                offset,
+                length,
+                allocate,
+                fua,
+            }
         }
         // Nothing above the device caches data, so there is nothing to prepare.
         _ => Command::Nothing,
@@ -126,7 +164,9 @@ fn allowed_flags(kind: u16, rules: Rules) -> Result<u16, Errno> {
 fn has_whole_block(offset: u64, length: u32) -> bool {
     let first = offset.checked_next_multiple_of(BLOCK_BYTES);
     let end = offset.checked_add(length.into());
-    first.zip(end).is_some_and(|(first, end)| end.saturating_sub(first) >= BLOCK_BYTES)
+    first
+        .zip(end)
+        .is_some_and(|(first, end)| end.saturating_sub(first) >= BLOCK_BYTES)
 }
 
 impl Command {

@@ -14,7 +14,11 @@ fn started(flags: u32) -> Handshake {
 
 fn encode(option: u32, data: &[u8]) -> Vec<u8> {
     let length = u32::try_from(data.len()).unwrap();
-    let header = [&OPTION_MAGIC.to_be_bytes()[..], &option.to_be_bytes(), &length.to_be_bytes()];
+    let header = [
+        &OPTION_MAGIC.to_be_bytes()[..],
+        &option.to_be_bytes(),
+        &length.to_be_bytes(),
+    ];
     [&header.concat(), data].concat()
 }
 
@@ -27,7 +31,10 @@ fn ask(handshake: &mut Handshake, option: u32, data: &[u8]) -> (Vec<(u32, Vec<u8
     let mut reader = Reader(&output);
     let mut replies = Vec::new();
     while !reader.is_empty() {
-        assert_eq!((reader.u64(), reader.u32()), (Some(OPTION_REPLY_MAGIC), Some(option)));
+        assert_eq!(
+            (reader.u64(), reader.u32()),
+            (Some(OPTION_REPLY_MAGIC), Some(option))
+        );
         replies.push((reader.u32().unwrap(), reader.counted().unwrap().to_vec()));
     }
     (replies, next)
@@ -41,7 +48,11 @@ fn verdict(handshake: &mut Handshake, option: u32, data: &[u8]) -> u32 {
 }
 
 fn counted(bytes: &[u8]) -> Vec<u8> {
-    [&u32::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+    [
+        &u32::try_from(bytes.len()).unwrap().to_be_bytes()[..],
+        bytes,
+    ]
+    .concat()
 }
 
 fn info_data(name: &str, requests: &[u16]) -> Vec<u8> {
@@ -118,10 +129,19 @@ fn export_name_answers_size_and_flags_and_zeroes_if_wanted() {
         let mut output = Vec::new();
         let input = encode(option::EXPORT_NAME, b"vol");
         let (_, next) = started(flags).step(&input, &OneVolume, &mut output);
-        let expected = [&[0, 0, 0, 0, 0, 0x10, 0, 0, 0x0d, 0x6d][..], &vec![0; padding]].concat();
+        let expected = [
+            &[0, 0, 0, 0, 0, 0x10, 0, 0, 0x0d, 0x6d][..],
+            &vec![0; padding],
+        ]
+        .concat();
         assert_eq!(output, expected);
-        let Next::Transmit(agreement, ()) = next else { unreachable!("{next:?}") };
-        assert_eq!((agreement.export.name.as_str(), agreement.structured), ("vol", false));
+        let Next::Transmit(agreement, ()) = next else {
+            unreachable!("{next:?}")
+        };
+        assert_eq!(
+            (agreement.export.name.as_str(), agreement.structured),
+            ("vol", false)
+        );
     }
 }
 
@@ -139,7 +159,10 @@ fn export_name_of_nothing_or_no_text_ends_the_session() {
 fn abort_is_acknowledged_whatever_its_data() {
     for data in [&[][..], &[1, 2, 3]] {
         let (replies, next) = ask(&mut started(FIXED), option::ABORT, data);
-        assert_eq!((replies, next), (vec![(option_reply::ACK, vec![])], Next::Close));
+        assert_eq!(
+            (replies, next),
+            (vec![(option_reply::ACK, vec![])], Next::Close)
+        );
     }
 }
 
@@ -147,7 +170,10 @@ fn abort_is_acknowledged_whatever_its_data() {
 fn list_names_and_describes_every_export() {
     let (replies, next) = ask(&mut started(FIXED), option::LIST, &[]);
     let expected = vec![
-        (option_reply::SERVER, [&counted(b"vol")[..], b"a volume"].concat()),
+        (
+            option_reply::SERVER,
+            [&counted(b"vol")[..], b"a volume"].concat(),
+        ),
         (option_reply::SERVER, counted(b"vol@a")),
         (option_reply::ACK, vec![]),
     ];
@@ -158,17 +184,30 @@ fn list_names_and_describes_every_export() {
 fn options_without_data_refuse_data() {
     for option in [option::LIST, option::STRUCTURED_REPLY] {
         let mut handshake = started(FIXED);
-        assert_eq!(verdict(&mut handshake, option, &[0]), option_reply::ERR_INVALID);
+        assert_eq!(
+            verdict(&mut handshake, option, &[0]),
+            option_reply::ERR_INVALID
+        );
     }
 }
 
 #[test]
 fn unknown_options_are_unsupported_and_haggling_goes_on() {
     let mut handshake = started(FIXED);
-    let unknown = [0, 4, option::STARTTLS, option::EXTENDED_HEADERS, 12, 0xffff_ffff];
+    let unknown = [
+        0,
+        4,
+        option::STARTTLS,
+        option::EXTENDED_HEADERS,
+        12,
+        0xffff_ffff,
+    ];
     for option in unknown {
         for data in [&[][..], &[0; 100]] {
-            assert_eq!(verdict(&mut handshake, option, data), option_reply::ERR_UNSUP);
+            assert_eq!(
+                verdict(&mut handshake, option, data),
+                option_reply::ERR_UNSUP
+            );
         }
     }
     assert_eq!(ask(&mut handshake, option::LIST, &[]).0.len(), 3);
@@ -180,16 +219,24 @@ fn info_answers_what_was_asked_and_go_starts() {
     let mut handshake = started(FIXED);
     let described = ask(&mut handshake, option::INFO, &info_data("", &requests));
     let expected = vec![
-        (option_reply::INFO, vec![0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0x0d, 0x6d]),
+        (
+            option_reply::INFO,
+            vec![0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0x0d, 0x6d],
+        ),
         (option_reply::INFO, b"\0\x01vol".to_vec()),
         (option_reply::INFO, b"\0\x02a volume".to_vec()),
-        (option_reply::INFO, vec![0, 3, 0, 0, 0, 1, 0, 0, 0x10, 0, 2, 0, 0, 0]),
+        (
+            option_reply::INFO,
+            vec![0, 3, 0, 0, 0, 1, 0, 0, 0x10, 0, 2, 0, 0, 0],
+        ),
         (option_reply::ACK, vec![]),
     ];
     assert_eq!(described, (expected.clone(), Next::Again));
     let (replies, next) = ask(&mut handshake, option::GO, &info_data("", &requests));
     assert_eq!(replies, expected, "the same reply for GO as for INFO");
-    let Next::Transmit(agreement, ()) = next else { unreachable!("{next:?}") };
+    let Next::Transmit(agreement, ()) = next else {
+        unreachable!("{next:?}")
+    };
     assert_eq!(agreement.export.name, "vol");
 }
 
@@ -198,7 +245,10 @@ fn info_says_only_the_export_when_nothing_is_asked() {
     let (replies, _) = ask(&mut started(FIXED), option::INFO, &info_data("vol@a", &[]));
     // HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA, CAN_MULTI_CONN, SEND_CACHE
     let export = vec![0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0x05, 0x0f];
-    assert_eq!(replies, [(option_reply::INFO, export), (option_reply::ACK, vec![])]);
+    assert_eq!(
+        replies,
+        [(option_reply::INFO, export), (option_reply::ACK, vec![])]
+    );
 }
 
 #[test]
@@ -209,7 +259,10 @@ fn df_is_offered_only_with_structured_replies() {
         u16::from_be_bytes(*replies[0].1.last_chunk().unwrap()) & transmission_flag::SEND_DF
     };
     assert_eq!(flags(&mut handshake), 0);
-    assert_eq!(verdict(&mut handshake, option::STRUCTURED_REPLY, &[]), option_reply::ACK);
+    assert_eq!(
+        verdict(&mut handshake, option::STRUCTURED_REPLY, &[]),
+        option_reply::ACK
+    );
     assert_ne!(flags(&mut handshake), 0);
 }
 
@@ -218,7 +271,10 @@ fn info_and_go_for_no_export_say_why() {
     for option in [option::INFO, option::GO] {
         let (replies, next) = ask(&mut started(FIXED), option, &info_data("none", &[]));
         let why = b"there is no volume none".to_vec();
-        assert_eq!((replies, next), (vec![(option_reply::ERR_UNKNOWN, why)], Next::Again));
+        assert_eq!(
+            (replies, next),
+            (vec![(option_reply::ERR_UNKNOWN, why)], Next::Again)
+        );
     }
 }
 
@@ -245,17 +301,26 @@ fn malformed_info_and_go_are_invalid() {
 
 fn structured() -> Handshake {
     let mut handshake = started(FIXED);
-    assert_eq!(verdict(&mut handshake, option::STRUCTURED_REPLY, &[]), option_reply::ACK);
+    assert_eq!(
+        verdict(&mut handshake, option::STRUCTURED_REPLY, &[]),
+        option_reply::ACK
+    );
     handshake
 }
 
 fn contexts(handshake: &mut Handshake, option: u32, queries: &[&str]) -> Vec<(u32, String)> {
     let (mut replies, next) = ask(handshake, option, &meta_data("vol", queries));
-    assert_eq!((replies.pop(), next), (Some((option_reply::ACK, vec![])), Next::Again));
+    assert_eq!(
+        (replies.pop(), next),
+        (Some((option_reply::ACK, vec![])), Next::Again)
+    );
     let decode = |(kind, data): (u32, Vec<u8>)| {
         assert_eq!(kind, option_reply::META_CONTEXT);
         let (id, name) = data.split_first_chunk().unwrap();
-        (u32::from_be_bytes(*id), String::from_utf8(name.to_vec()).unwrap())
+        (
+            u32::from_be_bytes(*id),
+            String::from_utf8(name.to_vec()).unwrap(),
+        )
     };
     replies.into_iter().map(decode).collect()
 }
@@ -273,9 +338,25 @@ fn contexts_are_listed_by_query_and_all_of_them_by_none() {
         "qemu:dirty-bitmap:b:",
     ];
     assert_eq!(all, expected);
-    let queries = ["x-other:foo", "qemu:", "base:allocation", "qemu:dirty-bitmap:a"];
-    let some = names(contexts(&mut handshake, option::LIST_META_CONTEXT, &queries));
-    assert_eq!(some, ["base:allocation", "qemu:dirty-bitmap:a", "qemu:dirty-bitmap:b:"]);
+    let queries = [
+        "x-other:foo",
+        "qemu:",
+        "base:allocation",
+        "qemu:dirty-bitmap:a",
+    ];
+    let some = names(contexts(
+        &mut handshake,
+        option::LIST_META_CONTEXT,
+        &queries,
+    ));
+    assert_eq!(
+        some,
+        [
+            "base:allocation",
+            "qemu:dirty-bitmap:a",
+            "qemu:dirty-bitmap:b:"
+        ]
+    );
 }
 
 #[test]
@@ -283,12 +364,23 @@ fn set_selects_whole_names_with_ids_and_replaces_what_was_set() {
     let mut handshake = structured();
     let set = option::SET_META_CONTEXT;
     assert_eq!(contexts(&mut handshake, set, &["base:allocation"]).len(), 1);
-    let queries = ["qemu:dirty-bitmap:b:", "base:", "base:allocation", "base:allocation", "x:y"];
+    let queries = [
+        "qemu:dirty-bitmap:b:",
+        "base:",
+        "base:allocation",
+        "base:allocation",
+        "x:y",
+    ];
     let chosen = contexts(&mut handshake, set, &queries);
-    let expected = [(0, "qemu:dirty-bitmap:b:".to_owned()), (1, "base:allocation".to_owned())];
+    let expected = [
+        (0, "qemu:dirty-bitmap:b:".to_owned()),
+        (1, "base:allocation".to_owned()),
+    ];
     assert_eq!(chosen, expected);
     let (_, next) = ask(&mut handshake, option::GO, &info_data("vol", &[]));
-    let Next::Transmit(agreement, ()) = next else { unreachable!("{next:?}") };
+    let Next::Transmit(agreement, ()) = next else {
+        unreachable!("{next:?}")
+    };
     let agreed = [Context::DirtyBitmap("b:".to_owned()), Context::Allocation];
     assert_eq!(agreement.contexts, agreed);
 }
@@ -299,7 +391,10 @@ fn a_failed_set_leaves_nothing_selected() {
     let set = option::SET_META_CONTEXT;
     assert_eq!(contexts(&mut handshake, set, &["base:allocation"]).len(), 1);
     let unknown = meta_data("none", &["base:allocation"]);
-    assert_eq!(verdict(&mut handshake, set, &unknown), option_reply::ERR_UNKNOWN);
+    assert_eq!(
+        verdict(&mut handshake, set, &unknown),
+        option_reply::ERR_UNKNOWN
+    );
     let (_, next) = ask(&mut handshake, option::GO, &info_data("vol", &[]));
     assert!(matches!(next, Next::Transmit(agreement, ()) if agreement.contexts.is_empty()));
 }
@@ -307,7 +402,11 @@ fn a_failed_set_leaves_nothing_selected() {
 #[test]
 fn contexts_of_one_export_do_not_count_for_another() {
     let mut handshake = structured();
-    let chosen = contexts(&mut handshake, option::SET_META_CONTEXT, &["base:allocation"]);
+    let chosen = contexts(
+        &mut handshake,
+        option::SET_META_CONTEXT,
+        &["base:allocation"],
+    );
     assert_eq!(chosen.len(), 1);
     let (_, next) = ask(&mut handshake, option::GO, &info_data("vol@a", &[]));
     assert!(matches!(next, Next::Transmit(agreement, ()) if agreement.contexts.is_empty()));
@@ -328,8 +427,18 @@ fn malformed_context_queries_are_invalid() {
     let mut bad = vec![
         [&good[..], &[0]].concat(),
         [&counted(b"vol")[..], &0xffff_ffff_u32.to_be_bytes()].concat(),
-        [&counted(b"vol")[..], &1_u32.to_be_bytes(), &0xffff_ffff_u32.to_be_bytes()].concat(),
-        [&counted(b"vol")[..], &1_u32.to_be_bytes(), &counted(&[b':', 0xff])].concat(),
+        [
+            &counted(b"vol")[..],
+            &1_u32.to_be_bytes(),
+            &0xffff_ffff_u32.to_be_bytes(),
+        ]
+        .concat(),
+        [
+            &counted(b"vol")[..],
+            &1_u32.to_be_bytes(),
+            &counted(&[b':', 0xff]),
+        ]
+        .concat(),
         meta_data("vol", &["base"]),
         meta_data("vol", &[""]),
         meta_data("vol", &[&long]),
@@ -368,7 +477,10 @@ fn an_option_too_long_is_skipped_in_pieces_and_refused() {
 
 #[test]
 fn an_option_far_too_long_or_unanswerable_ends_the_session() {
-    let lengths = [(option::INFO, OPTION_SKIP_BYTES_MAX + 1), (option::INFO, u32::MAX)];
+    let lengths = [
+        (option::INFO, OPTION_SKIP_BYTES_MAX + 1),
+        (option::INFO, u32::MAX),
+    ];
     for (option, length) in lengths.into_iter().chain([(option::EXPORT_NAME, u32::MAX)]) {
         let mut input = encode(option, &[]);
         input[12..].copy_from_slice(&length.to_be_bytes());
@@ -398,13 +510,19 @@ struct Special {
 impl Exports for Special {
     type Opened = ();
     fn list(&self) -> Vec<(String, String)> {
-        (0..self.exports).map(|n| (format!("volume {n}"), String::new())).collect()
+        (0..self.exports)
+            .map(|n| (format!("volume {n}"), String::new()))
+            .collect()
     }
     fn find(&self, name: &str) -> Result<Export, String> {
         OneVolume.find(name)
     }
     fn open(&self, _: &Export) -> Result<(), String> {
-        if self.opens { Ok(()) } else { Err("busy".to_owned()) }
+        if self.opens {
+            Ok(())
+        } else {
+            Err("busy".to_owned())
+        }
     }
     fn stopping(&self) -> bool {
         self.stopping
@@ -415,33 +533,59 @@ fn answer_of(exports: &Special, option: u32, data: &[u8]) -> (u32, Next<()>) {
     let mut output = Vec::new();
     let input = encode(option, data);
     let (_, next) = started(FIXED).step(&input, exports, &mut output);
-    let kind = output.get(12..16).map_or(0, |kind| u32::from_be_bytes(kind.try_into().unwrap()));
+    let kind = output
+        .get(12..16)
+        .map_or(0, |kind| u32::from_be_bytes(kind.try_into().unwrap()));
     (kind, next)
 }
 
 #[test]
 fn a_stopping_server_refuses_every_option_but_abort() {
-    let stopping = Special { stopping: true, exports: 1, opens: true };
+    let stopping = Special {
+        stopping: true,
+        exports: 1,
+        opens: true,
+    };
     for option in [option::LIST, option::GO, option::STRUCTURED_REPLY, 99] {
         let answer = answer_of(&stopping, option, &info_data("vol", &[]));
         assert_eq!(answer, (option_reply::ERR_SHUTDOWN, Next::Again));
     }
-    assert_eq!(answer_of(&stopping, option::ABORT, &[]), (option_reply::ACK, Next::Close));
-    assert_eq!(answer_of(&stopping, option::EXPORT_NAME, b"vol"), (0, Next::Close));
+    assert_eq!(
+        answer_of(&stopping, option::ABORT, &[]),
+        (option_reply::ACK, Next::Close)
+    );
+    assert_eq!(
+        answer_of(&stopping, option::EXPORT_NAME, b"vol"),
+        (0, Next::Close)
+    );
 }
 
 #[test]
 fn more_exports_than_a_reply_may_list_are_an_error_not_a_part() {
-    let many = Special { stopping: false, exports: 60_000, opens: true };
-    assert_eq!(answer_of(&many, option::LIST, &[]), (option_reply::ERR_TOO_BIG, Next::Again));
+    let many = Special {
+        stopping: false,
+        exports: 60_000,
+        opens: true,
+    };
+    assert_eq!(
+        answer_of(&many, option::LIST, &[]),
+        (option_reply::ERR_TOO_BIG, Next::Again)
+    );
 }
 
 #[test]
 fn an_export_that_cannot_be_opened_is_refused_before_anything_is_promised() {
-    let busy = Special { stopping: false, exports: 1, opens: false };
+    let busy = Special {
+        stopping: false,
+        exports: 1,
+        opens: false,
+    };
     let go = answer_of(&busy, option::GO, &info_data("vol", &[]));
     assert_eq!(go, (option_reply::ERR_UNKNOWN, Next::Again));
     let info = answer_of(&busy, option::INFO, &info_data("vol", &[]));
     assert_eq!(info.0, option_reply::INFO);
-    assert_eq!(answer_of(&busy, option::EXPORT_NAME, b"vol"), (0, Next::Close));
+    assert_eq!(
+        answer_of(&busy, option::EXPORT_NAME, b"vol"),
+        (0, Next::Close)
+    );
 }

@@ -15,7 +15,13 @@ fn encode(structured: bool, answer: Answer) -> Vec<u8> {
 const COOKIE: [u8; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
 
 fn chunk_header(flags: u8, kind: [u8; 2], length: u8) -> Vec<u8> {
-    [&[0x66, 0x8e, 0x33, 0xef, 0, flags][..], &kind, &COOKIE, &[0, 0, 0, length]].concat()
+    [
+        &[0x66, 0x8e, 0x33, 0xef, 0, flags][..],
+        &kind,
+        &COOKIE,
+        &[0, 0, 0, length],
+    ]
+    .concat()
 }
 
 fn data(bytes: &'static [u8]) -> Segment {
@@ -43,15 +49,35 @@ fn errors_are_a_number_or_a_chunk_with_a_text() {
 #[test]
 fn a_simple_read_is_a_header_and_all_bytes_with_holes_filled() {
     let segments = vec![data(b"ab"), Segment::Hole(3), data(b"c")];
-    let reply = encode(false, Answer::Data { offset: 5, segments, whole: false });
+    let reply = encode(
+        false,
+        Answer::Data {
+            offset: 5,
+            segments,
+            whole: false,
+        },
+    );
     assert_eq!(reply[8..16], COOKIE);
     assert_eq!(&reply[16..], b"ab\0\0\0c");
 }
 
 #[test]
 fn a_structured_read_is_one_chunk_for_each_run_of_data_or_hole() {
-    let segments = vec![data(b"ab"), data(b"cd"), Segment::Hole(1), Segment::Hole(2), data(b"e")];
-    let reply = encode(true, Answer::Data { offset: 0x10, segments, whole: false });
+    let segments = vec![
+        data(b"ab"),
+        data(b"cd"),
+        Segment::Hole(1),
+        Segment::Hole(2),
+        data(b"e"),
+    ];
+    let reply = encode(
+        true,
+        Answer::Data {
+            offset: 0x10,
+            segments,
+            whole: false,
+        },
+    );
     let expected = [
         &chunk_header(0, [0, 1], 12)[..],
         &[0, 0, 0, 0, 0, 0, 0, 0x10],
@@ -68,18 +94,36 @@ fn a_structured_read_is_one_chunk_for_each_run_of_data_or_hole() {
 #[test]
 fn df_makes_one_chunk_with_zeroes_or_one_hole() {
     let segments = vec![Segment::Hole(1), data(b"a"), Segment::Hole(1)];
-    let reply = encode(true, Answer::Data { offset: 0, segments, whole: true });
+    let reply = encode(
+        true,
+        Answer::Data {
+            offset: 0,
+            segments,
+            whole: true,
+        },
+    );
     let expected = [&chunk_header(1, [0, 1], 11)[..], &[0; 8], b"\0a\0"];
     assert_eq!(reply, expected.concat());
     let holes = vec![Segment::Hole(1), Segment::Hole(1)];
-    let reply = encode(true, Answer::Data { offset: 0, segments: holes, whole: true });
+    let reply = encode(
+        true,
+        Answer::Data {
+            offset: 0,
+            segments: holes,
+            whole: true,
+        },
+    );
     let expected = [&chunk_header(1, [0, 2], 12)[..], &[0; 8], &[0, 0, 0, 2]];
     assert_eq!(reply, expected.concat());
 }
 
 #[test]
 fn a_read_of_nothing_is_an_empty_chunk() {
-    let nothing = |whole| Answer::Data { offset: 9, segments: Vec::new(), whole };
+    let nothing = |whole| Answer::Data {
+        offset: 9,
+        segments: Vec::new(),
+        whole,
+    };
     assert_eq!(encode(true, nothing(false)), chunk_header(1, [0, 0], 0));
     assert_eq!(encode(true, nothing(true)), chunk_header(1, [0, 0], 0));
     assert_eq!(encode(false, nothing(false)).len(), SIMPLE_REPLY_BYTES);
@@ -87,7 +131,10 @@ fn a_read_of_nothing_is_an_empty_chunk() {
 
 #[test]
 fn status_is_one_chunk_for_each_context_and_the_last_is_done() {
-    let reply = encode(true, Answer::Status(vec![vec![(1, 0), (2, 3)], vec![(3, 1)]]));
+    let reply = encode(
+        true,
+        Answer::Status(vec![vec![(1, 0), (2, 3)], vec![(3, 1)]]),
+    );
     let expected = [
         &chunk_header(0, [0, 5], 20)[..],
         &[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 3],
@@ -105,7 +152,16 @@ fn data_is_shared_and_headers_of_neighbours_are_one_piece() {
         batch.push(1, true, Answer::Done, 0);
     }
     let segments = vec![Segment::Data(memory.clone())];
-    batch.push(2, true, Answer::Data { offset: 0, segments, whole: false }, 0);
+    batch.push(
+        2,
+        true,
+        Answer::Data {
+            offset: 0,
+            segments,
+            whole: false,
+        },
+        0,
+    );
     let pieces: Vec<&[u8]> = batch.window().collect();
     assert_eq!(pieces.len(), 2);
     assert_eq!(pieces[1].as_ptr(), memory.as_ptr());
@@ -116,7 +172,16 @@ fn a_batch_sent_in_pieces_of_any_size_is_the_same_bytes() {
     let fill = |batch: &mut Batch| {
         for n in 0..20 {
             let segments = vec![data(b"abcdefgh"), Segment::Hole(n), data(b"i")];
-            batch.push(n, true, Answer::Data { offset: n, segments, whole: n % 2 == 0 }, 3);
+            batch.push(
+                n,
+                true,
+                Answer::Data {
+                    offset: n,
+                    segments,
+                    whole: n % 2 == 0,
+                },
+                3,
+            );
             batch.push(n, false, Answer::Done, 4);
         }
     };
@@ -143,9 +208,27 @@ fn a_batch_sent_in_pieces_of_any_size_is_the_same_bytes() {
 fn a_window_keeps_the_limits_of_one_send() {
     let mut batch = Batch::default();
     let segments = (0..3000).map(|_| data(b"x")).collect();
-    batch.push(1, false, Answer::Data { offset: 0, segments, whole: false }, 0);
+    batch.push(
+        1,
+        false,
+        Answer::Data {
+            offset: 0,
+            segments,
+            whole: false,
+        },
+        0,
+    );
     let segments = vec![Segment::Hole(5 << 20)];
-    batch.push(1, false, Answer::Data { offset: 0, segments, whole: false }, 0);
+    batch.push(
+        1,
+        false,
+        Answer::Data {
+            offset: 0,
+            segments,
+            whole: false,
+        },
+        0,
+    );
     let mut bytes = 0;
     while !batch.is_sent() {
         let window: Vec<usize> = batch.window().map(<[u8]>::len).collect();
