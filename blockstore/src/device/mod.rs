@@ -7,7 +7,7 @@
 //! * An operation starts when its future is first polled.
 mod buffer;
 
-pub use buffer::{Buffer, zeroes};
+pub use buffer::{Buffer, is_aligned, zeroes};
 
 use bytes::Bytes;
 use std::fmt::Debug;
