@@ -330,7 +330,7 @@ fn a_scrub_is_started_followed_and_stopped() {
         (&false.into(), &1.into())
     );
     assert_eq!(done["findings"], serde_json::json!([]));
-    assert!(place.ok("scrub stop").starts_with("stopped, "));
+    assert!(place.ok("scrub stop").starts_with("not running, "));
     assert!(
         place
             .ok("scrub status")

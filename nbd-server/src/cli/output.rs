@@ -308,7 +308,11 @@ fn scrub_line(scrub: &ScrubStatus) -> String {
         rounds,
         ..
     } = scrub;
-    let state = if scrub.running { "running" } else { "stopped" };
+    let state = if scrub.running {
+        "running"
+    } else {
+        "not running"
+    };
     let found = match scrub.findings.len() {
         0 => "no damage".into(),
         found => counted(found, "finding"),

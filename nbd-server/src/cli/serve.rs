@@ -63,6 +63,8 @@ fn start_log() {
     let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
+        // The daemon outlives a stderr that is closed.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     // It fails only if there is a log already, which then is the right one.
     drop(
@@ -135,12 +137,9 @@ impl Signals {
 
 /// Says where to connect, and flushes: scripts wait for it.
 fn announce<W: Write>(pool: &Path, daemon: &Daemon, output: &mut Output<W>) -> std::io::Result<()> {
-    let mut names: Vec<String> = daemon
-        .store()
-        .volumes()
-        .into_iter()
-        .map(|v| v.name)
-        .collect();
+    let volumes = daemon.store().volumes();
+    let volumes = volumes.into_iter().filter(|volume| !volume.deleted);
+    let mut names: Vec<String> = volumes.map(|volume| volume.name).collect();
     let volumes = names.len();
     if volumes > VOLUMES_SHOWN_MAX {
         names = vec!["NAME".into()];
