@@ -499,6 +499,26 @@ fn a_pool_that_is_missing_or_cut_short_is_named() {
 }
 
 #[test]
+fn a_pool_of_another_version_says_which() {
+    let place = Place::new();
+    place.ok("init p --size 64M");
+    let mut pool = std::fs::read(place.path("p")).unwrap();
+    let magic = pool[..8].to_vec();
+    // Every superblock begins with the magic and the version.
+    for block in pool
+        .chunks_mut(4096)
+        .filter(|block| block.starts_with(&magic))
+    {
+        block[8..12].copy_from_slice(&77u32.to_le_bytes());
+    }
+    std::fs::write(place.path("p"), pool).unwrap();
+    for line in ["serve p --control c.sock", "check p"] {
+        let said = place.fails(line, "unsupported");
+        assert!(said.contains("version 77"), "{said}");
+    }
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
     let place = Place::new();
     let daemon = place.serve("p --create 64M --volume a=1M");

@@ -203,6 +203,55 @@ pub(super) enum Scrub {
     },
 }
 
+impl Command {
+    /// The command and its object, as an error begins.
+    pub(super) fn what(&self) -> String {
+        match self {
+            Self::Init(init) => format!("init {}", init.pool.display()),
+            Self::Serve(Serve { settings, .. }) => match &settings.pool {
+                Some(pool) => format!("serve {}", pool.display()),
+                None => "serve".into(),
+            },
+            Self::Volume(volume) => volume.what(),
+            Self::Snapshot(snapshot) => snapshot.what(),
+            Self::Status => "status".into(),
+            Self::Check(check) => format!("check {}", check.pool.display()),
+            Self::Scrub(_) => "scrub".into(),
+        }
+    }
+}
+
+impl Volume {
+    fn what(&self) -> String {
+        let (verb, name) = match self {
+            Self::List => return "volume list".into(),
+            Self::Create { name, .. } => ("create", name.clone()),
+            Self::Show { name } => ("show", name.clone()),
+            Self::Resize { name, .. } => ("resize", name.clone()),
+            Self::Rename { name, .. } => ("rename", name.clone()),
+            Self::Clone { name, .. } => ("clone", name.clone()),
+            Self::Rollback { snapshot } => ("rollback", snapshot.to_string()),
+            Self::Delete { name } => ("delete", name.clone()),
+        };
+        format!("volume {verb} {name}")
+    }
+}
+
+impl Snapshot {
+    fn what(&self) -> String {
+        match self {
+            Self::Create { snapshots } if snapshots.len() > 1 => "snapshot create".into(),
+            Self::Create { snapshots } => {
+                let name = snapshots.first().map(ToString::to_string);
+                format!("snapshot create {}", name.unwrap_or_default())
+            }
+            Self::List { .. } => "snapshot list".into(),
+            Self::Delete { snapshot } => format!("snapshot delete {snapshot}"),
+            Self::Diff { from, to } => format!("snapshot diff {from} {to}"),
+        }
+    }
+}
+
 /// `VOLUME@NAME`. Only the `@` is looked at here; the store judges the names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SnapshotName {

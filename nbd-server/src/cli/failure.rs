@@ -35,12 +35,12 @@ pub(super) enum Subject {
 }
 
 impl Failure {
-    /// Says it on stderr. A reader of stdout that has seen enough is no failure.
-    pub(super) fn report(self, json: bool) -> ExitCode {
+    /// Says on stderr that `what` failed. A reader of stdout that has seen enough is no failure.
+    pub(super) fn report(self, what: &str, json: bool) -> ExitCode {
         if matches!(&self, Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe) {
             return ExitCode::SUCCESS;
         }
-        let (kind, message) = (self.kind(), self.message());
+        let (kind, message) = (self.kind(), self.message(what));
         write_error(kind, &message, json);
         ExitCode::from(if matches!(self, Self::Usage(_)) { 2 } else { 1 })
     }
@@ -56,7 +56,7 @@ impl Failure {
     }
 
     /// One line: what, why, what to do.
-    fn message(&self) -> String {
+    fn message(&self, what: &str) -> String {
         let (why, remedy) = match self {
             Self::Store(subject, error) => (error.to_string(), remedy(*subject, error.kind())),
             Self::Start(StartError { step, error }) => {
@@ -73,7 +73,8 @@ impl Failure {
             Self::Output(error) => (format!("standard output: {error}"), None),
             Self::System(error) => (error.to_string(), None),
         };
-        let line = remedy.map_or_else(|| why.clone(), |remedy| format!("{why}; {remedy}"));
+        let remedy = remedy.map_or_else(String::new, |remedy| format!("; {remedy}"));
+        let line = format!("{what}: {why}{remedy}");
         line.split(['\n', '\r']).collect::<Vec<_>>().join(" ")
     }
 }
@@ -121,7 +122,7 @@ fn kind(kind: ErrorKind) -> &'static str {
     }
 }
 
-/// What to do about an error, unless its message leaves only one thing to do.
+/// What to do about an error, where neither its message nor common sense says it.
 fn remedy(subject: Subject, kind: ErrorKind) -> Option<&'static str> {
     use Subject::{NewPool, Pool, Volume};
     match (subject, kind) {
@@ -131,16 +132,11 @@ fn remedy(subject: Subject, kind: ErrorKind) -> Option<&'static str> {
         (NewPool, ErrorKind::NoSpace) => Some("choose a smaller --size or another file system"),
         (NewPool | Pool, ErrorKind::Busy) => Some("stop that process first"),
         (Pool, ErrorKind::NotFound) => Some("make it with `basalt init POOL --size SIZE`"),
-        (Pool, ErrorKind::Unsupported) => Some("use the version of basalt that made it"),
-        (Pool, ErrorKind::Corrupt) => Some("`basalt check POOL` lists the damage"),
         (Volume, ErrorKind::NotFound) => {
             Some("see `basalt volume list` and `basalt snapshot list`")
         }
         (Volume, ErrorKind::AlreadyExists) => Some("choose another name"),
-        (Volume, ErrorKind::NoSpace) => {
-            Some("delete volumes or snapshots, or ask for less; see `basalt status`")
-        }
-        (Volume, ErrorKind::Busy) => Some("disconnect it, then try again"),
+        (Volume, ErrorKind::NoSpace) => Some("see `basalt status`"),
         (Volume, ErrorKind::Poisoned) => Some("restart `basalt serve`, and see its log"),
         (Volume, ErrorKind::Unsupported) => Some("update the daemon to this version"),
         (Volume, ErrorKind::Gone) => Some("start `basalt serve` again"),
@@ -175,21 +171,22 @@ mod tests {
 
     #[test]
     fn an_error_says_what_why_and_what_to_do_on_one_line() {
-        let error = Error::new(ErrorKind::NotFound, "volume \"a\" does not exist");
+        let error = Error::new(ErrorKind::NotFound, "there is no volume \"a\"");
         let failure = Failure::Store(Subject::Volume, error);
         assert_eq!(
-            failure.message(),
-            "volume \"a\" does not exist; see `basalt volume list` and `basalt snapshot list`"
+            failure.message("volume show a"),
+            "volume show a: there is no volume \"a\"; see `basalt volume list` and `basalt \
+             snapshot list`"
         );
         let failure = Failure::Usage("one\ntwo".into());
-        assert_eq!(failure.message(), "one two");
+        assert_eq!(failure.message("serve"), "serve: one two");
     }
 
     #[test]
     fn an_unreachable_daemon_is_named_with_its_socket_and_the_way_out() {
         let cause = io::Error::from(io::ErrorKind::NotFound);
         let failure = Failure::Unreachable("/run/x.sock".into(), cause);
-        let message = failure.message();
+        let message = failure.message("status");
         for said in ["/run/x.sock", "basalt serve", "--control", "BASALT_CONTROL"] {
             assert!(message.contains(said), "{said} is not in {message}");
         }

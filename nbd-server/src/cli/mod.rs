@@ -30,11 +30,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return failure::report_usage(&error, arguments.iter().any(|a| a == "--json"));
         }
     };
-    let json = parsed.json;
+    let (json, what) = (parsed.json, parsed.command.what());
     let mut output = Output::new(json, std::io::stdout().lock());
     let result = execute(parsed, &mut output);
     let result = result.and_then(|code| output.flush().map(|()| code).map_err(Failure::Output));
-    result.unwrap_or_else(|failure| failure.report(json))
+    result.unwrap_or_else(|failure| failure.report(&what, json))
 }
 
 fn execute<W: Write>(arguments: Arguments, output: &mut Output<W>) -> Result<ExitCode, Failure> {

@@ -27,8 +27,7 @@ pub(super) fn serve<W: Write>(
 ) -> Result<ExitCode, Failure> {
     start_log();
     let settings = settings(arguments, control)?;
-    let missing =
-        || Failure::Usage("serve: no pool is named; give POOL, or `pool` in --config".into());
+    let missing = || Failure::Usage("no pool is named; give POOL, or `pool` in --config".into());
     let pool = settings.pool.clone().ok_or_else(missing)?;
     let options =
         DaemonOptions::new(&pool, settings).map_err(|e| Failure::Store(Subject::Pool, e))?;
