@@ -90,7 +90,7 @@ impl Daemon {
     /// `progress` hears of the making of the pool, if it is made.
     pub fn start(
         options: &DaemonOptions,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut (dyn FnMut(Progress) + Send),
     ) -> std::result::Result<Self, StartError> {
         let DaemonOptions { pool, settings } = options;
         if let Some(size) = settings.create {
@@ -145,7 +145,7 @@ impl Daemon {
     }
 }
 
-fn create_pool(pool: &Path, size: u64, progress: &mut dyn FnMut(Progress)) -> Result<()> {
+fn create_pool(pool: &Path, size: u64, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<()> {
     let exists = pool
         .try_exists()
         .map_err(|e| Error::io(format!("pool {}", pool.display()), e))?;

@@ -126,9 +126,6 @@ fn kind(kind: ErrorKind) -> &'static str {
 fn remedy(subject: Subject, kind: ErrorKind) -> Option<&'static str> {
     use Subject::{NewPool, Pool, Volume};
     match (subject, kind) {
-        (NewPool, ErrorKind::AlreadyExists) => {
-            Some("choose another path, or overwrite it with --force")
-        }
         (NewPool, ErrorKind::NoSpace) => Some("choose a smaller --size or another file system"),
         (NewPool | Pool, ErrorKind::Busy) => Some("stop that process first"),
         (Pool, ErrorKind::NotFound) => Some("make it with `basalt init POOL --size SIZE`"),
