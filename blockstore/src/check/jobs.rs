@@ -9,16 +9,11 @@ use crate::mapping::{Child, Node};
 use crate::units::{Address, Record};
 use futures_util::future::join_all;
 
-/// Born after every cut: nobody's lowest.
-const NEVER: Record = Record(u64::MAX);
-
 /// Where a job's blocks go in the end.
 #[derive(Clone, Copy, Debug)]
 struct Route {
     /// The lowest cut on the way: what was born after it will be freed, and is the job's.
     cut: Record,
-    /// The lowest cut on the way after the job itself.
-    cut_beyond: Record,
     /// The version to whose list the others go.
     version: Option<u64>,
 }
@@ -70,7 +65,6 @@ impl Checker<'_> {
     fn route(&self, job: &JobEntry) -> Option<Route> {
         let mut route = Route {
             cut: job.cut,
-            cut_beyond: NEVER,
             version: None,
         };
         let mut output = job.output;
@@ -86,7 +80,6 @@ impl Checker<'_> {
                         return Some(route); // said already
                     };
                     route.cut = route.cut.min(next.cut);
-                    route.cut_beyond = route.cut_beyond.min(next.cut);
                     output = next.output;
                 }
             }
@@ -103,7 +96,7 @@ impl Checker<'_> {
                     passed.add(entry.address(), entry.birth());
                     return;
                 }
-                own += u64::from(entry.birth() > route.cut_beyond);
+                own += 1;
                 checker.claim(entry.address(), || title.clone());
             })
             .await;

@@ -28,7 +28,6 @@ mod owners;
 mod reading;
 mod trees;
 
-
 pub(crate) use offline::check_file;
 
 use crate::device::Device;
