@@ -31,6 +31,10 @@ impl NodeCache {
 
     /// Takes all nodes of a written tree that are in memory only because it changed.
     pub(crate) fn keep_tree(&self, node: &Arc<Node>) {
+        if !node.is_written() {
+            // A job freed it before it was: its address, and even its birth, may be another's now.
+            return;
+        }
         let mut plain = true;
         for index in 0..node.children_len() {
             if let Some(child) = node.child_in_memory(index) {
