@@ -28,6 +28,9 @@ mod owners;
 mod reading;
 mod trees;
 
+#[cfg(test)]
+mod tests;
+
 pub(crate) use offline::check_file;
 
 use crate::device::Device;
