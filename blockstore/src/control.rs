@@ -200,10 +200,7 @@ impl Pool {
             state.check_writable()?;
             let (change, deleted, answer) = decide(&mut state)?;
             promise.redeem(&mut state);
-            let nodes = NodeSource {
-                cache: &self.cache,
-                loaded: &[],
-            };
+            let nodes = NodeSource::new(&self.cache, &[]);
             let record = state.enter_alone(&[change], &nodes)?;
             if let Some(deleted) = deleted {
                 state.reap_from(deleted, &nodes)?;

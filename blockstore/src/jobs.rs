@@ -83,10 +83,7 @@ impl Pool {
                 if state.check_writable().is_err() {
                     return Ok(false);
                 }
-                let nodes = NodeSource {
-                    cache: &self.cache,
-                    loaded: &loaded,
-                };
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 let step = match state.jobs.get(&id) {
                     None => return Ok(false),
                     Some(Job::Walk { .. }) => state.step_walk(id, &nodes),

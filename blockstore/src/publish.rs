@@ -86,10 +86,7 @@ impl Pool {
             let (missing, reading) = {
                 let mut state = self.state.lock();
                 state.check_writable()?;
-                let nodes = NodeSource {
-                    cache: &self.cache,
-                    loaded: &loaded,
-                };
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 let change = match make(&mut state, &nodes)? {
                     Made::Stale => return Ok(Published::Stale),
                     Made::Missing(missing) => Err(missing),

@@ -76,16 +76,24 @@ impl Node {
         }
     }
 
-    /// The same content as another node, to be changed. Children that are written by now need not
-    /// stay in memory on its account.
+    /// The same content as another node, to be changed.
     pub(crate) fn copy_as(&self, header: NodeHeader) -> Self {
-        let mut copy = Self {
+        Self {
             header,
             written: OnceLock::new(),
             ..self.clone()
-        };
-        copy.forget_written_children();
-        copy
+        }
+    }
+
+    /// Lets go of the children in memory that are written, here and below: they are found on disk,
+    /// or in the cache. Nodes that are shared, or being read, stay as they are for now.
+    pub(crate) fn forget_written(&mut self) {
+        self.forget_written_children();
+        for child in self.children.iter_mut().flatten() {
+            if let Some(child) = Arc::get_mut(child) {
+                child.forget_written();
+            }
+        }
     }
 
     /// The node without its children in memory, all of which must be written: for the cache.

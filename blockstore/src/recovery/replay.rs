@@ -70,10 +70,7 @@ impl Pool {
         loop {
             let wait = {
                 let mut state = self.state.lock();
-                let nodes = NodeSource {
-                    cache: &self.cache,
-                    loaded: &loaded,
-                };
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 match state.allocator.stock_metadata(leaves * 2 + 40) {
                     Err(short) => Err(short),
                     Ok(()) => match state.missing(change, &nodes)? {
