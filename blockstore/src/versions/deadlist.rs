@@ -51,6 +51,12 @@ impl Deadlist {
     }
 
     /// Entries in memory that no checkpoint has taken yet.
+    #[cfg(test)]
+    pub(crate) fn new_entries_slice(&self) -> &[Packed] {
+        &self.tail
+    }
+
+    /// Entries in memory that no checkpoint has taken yet.
     pub(crate) fn new_entries(&self) -> usize {
         self.tail.len()
     }
