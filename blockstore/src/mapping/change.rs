@@ -4,6 +4,7 @@ use super::{Root, visit};
 use crate::format::geometry::Geometry;
 use crate::format::node::NodeHeader;
 use crate::format::pointer::{NodeRef, Packed};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What a change of a mapping needs from its surroundings.
@@ -26,7 +27,8 @@ pub(crate) fn map(root: &mut Root, ground: &mut impl Ground, first: u64, data: &
     assert!(!data.is_empty(), "mapping nothing");
     let end = first + data.len() as u64;
     let mut node = reach(root, ground, end);
-    map_in(writable(ground, &mut node), ground, first, data);
+    let range = first..end;
+    map_in(writable(ground, &mut node, range), ground, first, data);
     *root = Root::Memory(node);
 }
 
@@ -53,8 +55,9 @@ fn map_in(node: &mut Node, ground: &mut impl Ground, first: u64, data: &[Packed]
         let child_start = start + at as u64 * span;
         let here = (data.len() - done).min(index(child_start + span - block));
         let mut child = change_child(node, ground, at, child_start);
+        let range = block..block + here as u64;
         map_in(
-            writable(ground, &mut child),
+            writable(ground, &mut child, range),
             ground,
             block,
             &data[done..done + here],
@@ -73,7 +76,7 @@ pub(crate) fn clear(root: &mut Root, ground: &mut impl Ground, first: u64, count
     let Some(mut node) = in_memory(std::mem::take(root), ground) else {
         return;
     };
-    clear_in(writable(ground, &mut node), ground, first, end);
+    clear_in(writable(ground, &mut node, first..end), ground, first, end);
     if node.count() == 0 {
         ground.release_node(&node.header);
     } else {
@@ -128,7 +131,7 @@ fn clear_in(node: &mut Node, ground: &mut impl Ground, first: u64, end: u64) {
             node.set_child(at, None);
             continue;
         }
-        clear_in(writable(ground, &mut child), ground, low, high);
+        clear_in(writable(ground, &mut child, low..high), ground, low, high);
         if child.count() == 0 {
             ground.release_node(&child.header);
         }
@@ -168,7 +171,7 @@ pub(crate) fn detach(root: &mut Root, ground: &mut impl Ground, first: u64, coun
 
 fn take(root: &mut Root, ground: &mut impl Ground, first: u64, end: u64) -> Option<Arc<Node>> {
     let mut node = in_memory(std::mem::take(root), ground)?;
-    let taken = take_in(writable(ground, &mut node), ground, first, end);
+    let taken = take_in(writable(ground, &mut node, first..end), ground, first, end);
     if node.count() == 0 {
         ground.release_node(&node.header);
     } else {
@@ -212,7 +215,7 @@ fn take_in(node: &mut Node, ground: &mut impl Ground, first: u64, end: u64) -> O
             Child::Memory(_) | Child::Stored(_) => {
                 let mut child = change_child(node, ground, at, child_start);
                 let (low, high) = (first.max(child_start), end.min(child_start + span));
-                let part = take_in(writable(ground, &mut child), ground, low, high);
+                let part = take_in(writable(ground, &mut child, low..high), ground, low, high);
                 taken.set_child(at, part.as_ref().map(Child::Memory));
                 if child.count() == 0 {
                     ground.release_node(&child.header);
@@ -288,12 +291,24 @@ fn loaded(ground: &impl Ground, stored: &NodeRef) -> Arc<Node> {
     })
 }
 
-/// The node for changing: itself, or its copy if it is frozen or shared.
-fn writable<'a>(ground: &mut impl Ground, node: &'a mut Arc<Node>) -> &'a mut Node {
-    if !ground.in_place(&node.header) {
-        let header = ground.new_node(node.header.level, node.header.first);
-        let copy = node.copy_as(header);
-        ground.release_node(&node.header);
+/// The node for changing blocks of `range`: itself, or its copy if it is frozen or shared. The copy
+/// keeps the children in memory that the change is going to visit: they were found there, and
+/// nobody has made sure of them elsewhere.
+fn writable<'a>(
+    ground: &mut impl Ground,
+    node: &'a mut Arc<Node>,
+    range: Range<u64>,
+) -> &'a mut Node {
+    let header = node.header;
+    if !ground.in_place(&header) {
+        let copy_header = ground.new_node(header.level, header.first);
+        let span = (header.level > 0).then(|| ground.geometry().span(header.level - 1));
+        let visited = span.map_or(0..0, |span| {
+            let start = index((range.start - header.first) / span);
+            start..index((range.end - header.first).div_ceil(span))
+        });
+        let copy = node.copy_as(copy_header, &visited);
+        ground.release_node(&header);
         *node = Arc::new(copy);
     }
     Arc::make_mut(node)

@@ -2,6 +2,7 @@
 use crate::format::checksum;
 use crate::format::node::{NodeHeader, decode, encode};
 use crate::format::pointer::{NodeRef, Packed};
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 /// A node. Children in memory win over what their slots say.
@@ -90,26 +91,26 @@ impl Node {
     }
 
     /// The same content as another node, to be changed. Children that are written by now need not
-    /// stay in memory on its account.
-    pub(crate) fn copy_as(&self, header: NodeHeader) -> Self {
+    /// stay in memory on its account, but for those in `keep`.
+    pub(crate) fn copy_as(&self, header: NodeHeader, keep: &Range<usize>) -> Self {
         let mut copy = Self {
             header,
             written: OnceLock::new(),
             ..self.clone()
         };
-        copy.forget_written_children();
+        copy.forget_written_children(keep);
         copy
     }
 
     /// The node without its children in memory, all of which must be written: for the cache.
     pub(crate) fn stripped(&self) -> Self {
         let mut copy = self.clone();
-        copy.forget_written_children();
+        copy.forget_written_children(&(0..0));
         copy
     }
 
-    fn forget_written_children(&mut self) {
-        for index in 0..self.children.len() {
+    fn forget_written_children(&mut self, keep: &Range<usize>) {
+        for index in (0..self.children.len()).filter(|index| !keep.contains(index)) {
             let stored = self.children[index]
                 .as_ref()
                 .and_then(|child| child.stored());
