@@ -38,7 +38,7 @@ fn not_found(what: String) -> Error {
 }
 
 /// The rule for names of volumes and snapshots.
-fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     let bad = name.is_empty()
         || name.len() > NAME_BYTES_MAX
         || name.chars().any(|c| c.is_control() || c == '/' || c == '@');
