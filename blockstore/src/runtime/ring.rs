@@ -35,8 +35,8 @@ const SUBMISSIONS: u32 = 512;
 const COMPLETIONS: u32 = 4096;
 /// `user_data` of operations whose outcome nobody asked for.
 const IGNORED: u64 = u64::MAX;
-/// Longest read or write asked for at once; longer ones are continued.
-const TRANSFER_MAX: usize = 1 << 30;
+/// Longest read or write asked for at once; longer ones are continued, which tests do often.
+pub(crate) const TRANSFER_BYTES_MAX: usize = if cfg!(test) { 12 << 10 } else { 1 << 30 };
 
 /// Whether the calling thread is a worker with a ring.
 pub fn available() -> bool {
@@ -86,7 +86,7 @@ pub fn read(
     offset: u64,
 ) -> Op<(Buffer, Arc<File>)> {
     let part = &mut buffer[skip..];
-    let length = u32::try_from(part.len().min(TRANSFER_MAX)).unwrap_or(0);
+    let length = u32::try_from(part.len().min(TRANSFER_BYTES_MAX)).unwrap_or(0);
     let entry = opcode::Read::new(Fd(file.as_raw_fd()), part.as_mut_ptr(), length).offset(offset);
     // SAFETY: a buffer's bytes stay where they are, and it and the file go along.
     unsafe { submit(entry.build(), (buffer, file)) }
@@ -94,7 +94,7 @@ pub fn read(
 
 /// Writes up to `data` at `offset`.
 pub fn write(file: Arc<File>, data: Bytes, offset: u64) -> Op<(Bytes, Arc<File>)> {
-    let length = u32::try_from(data.len().min(TRANSFER_MAX)).unwrap_or(0);
+    let length = u32::try_from(data.len().min(TRANSFER_BYTES_MAX)).unwrap_or(0);
     let entry = opcode::Write::new(Fd(file.as_raw_fd()), data.as_ptr(), length).offset(offset);
     // SAFETY: shared bytes stay where they are and do not change; they and the file go along.
     unsafe { submit(entry.build(), (data, file)) }

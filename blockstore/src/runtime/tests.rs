@@ -108,20 +108,20 @@ fn a_sleeping_worker_is_woken_by_another_thread() {
 fn spawns_from_many_threads_all_run() {
     for runtime in runtimes(2) {
         let ran = Arc::new(AtomicUsize::new(0));
+        let spawn = |index: usize| {
+            let ran = ran.clone();
+            runtime.handles()[index % 2].spawn(async move {
+                yield_now().await;
+                ran.fetch_add(1, Ordering::SeqCst);
+            })
+        };
+        let spawn_all = || {
+            let pending: Vec<_> = (0..500).map(spawn).collect();
+            pending.into_iter().for_each(Pending::wait);
+        };
         thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| {
-                    let pending: Vec<_> = (0..500)
-                        .map(|index| {
-                            let ran = ran.clone();
-                            runtime.handles()[index % 2].spawn(async move {
-                                yield_now().await;
-                                ran.fetch_add(1, Ordering::SeqCst);
-                            })
-                        })
-                        .collect();
-                    pending.into_iter().for_each(Pending::wait);
-                });
+                scope.spawn(spawn_all);
             }
         });
         assert_eq!(ran.load(Ordering::SeqCst), 2000);
@@ -193,7 +193,7 @@ fn stopping_drops_tasks_and_answers_those_who_wait() {
                 let (counted, send) = (Counted(dropped.clone()), send.clone());
                 handle.spawn(async move {
                     send.send(()).unwrap();
-                    sleep(Duration::from_secs(3600)).await;
+                    sleep(Duration::from_hours(1)).await;
                     drop(counted);
                     crate::Result::Ok(())
                 })
@@ -236,7 +236,10 @@ fn a_panic_stops_every_worker() {
             panic!()
         };
         let other = second.spawn(std::future::pending::<Option<()>>());
-        let failed = first.spawn(async { Some(assert!(!on_worker(), "for the test")) });
+        let failed = first.spawn(async {
+            assert!(!on_worker(), "for the test");
+            Some(())
+        });
         assert_eq!(failed.wait(), None);
         assert_eq!(other.wait(), None);
         catch_unwind(AssertUnwindSafe(|| runtime.stop())).unwrap_err();
