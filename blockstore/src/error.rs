@@ -45,7 +45,11 @@ pub struct Error {
 impl Error {
     /// An error without a further cause. `context` is lower-case and names object and number.
     pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
-        Self { kind, context: context.into(), source: None }
+        Self {
+            kind,
+            context: context.into(),
+            source: None,
+        }
     }
 
     /// The device, or the file system under it, failed while doing `context`.
@@ -55,7 +59,11 @@ impl Error {
             std::io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
             _ => ErrorKind::Io,
         };
-        Self { kind, context: format!("{context}: {source}"), source: Some(source.into()) }
+        Self {
+            kind,
+            context: format!("{context}: {source}"),
+            source: Some(source.into()),
+        }
     }
 
     /// What to match on.

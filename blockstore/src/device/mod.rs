@@ -6,9 +6,27 @@
 //! * Buffers belong to the device until the operation completes, even if the future is dropped.
 //! * An operation starts when its future is first polled.
 mod buffer;
+mod file;
+mod lock;
+mod memory;
+mod overlay;
+mod random;
+mod signature;
+mod simulated;
+mod simulation;
+mod sparse;
+mod transfer;
 
-pub use buffer::{Buffer, zeroes};
+pub use buffer::{Buffer, is_aligned, zeroes};
+pub use file::{FileDevice, OpenMode};
+pub use memory::MemoryDevice;
+pub use overlay::OverlayDevice;
+pub use random::Random;
+pub use signature::{mounted, signature};
+pub use simulated::{Counts, Cut, Fault, Image, SimulatedDevice};
+pub use simulation::{JoinCell, SimulatedClock, Simulation};
 
+use crate::BLOCK_SIZE;
 use bytes::Bytes;
 use std::fmt::Debug;
 use std::future::Future;
@@ -34,4 +52,18 @@ pub trait Device: Send + Sync + Debug + 'static {
 
     /// How I/O is done, for status and metrics: `io_uring`, `blocking`, `memory`, …
     fn backend(&self) -> &'static str;
+}
+
+/// Refuses an operation of `length` bytes from block `address` on that does not fit the device.
+fn check_range(blocks: u64, address: u64, length: usize) -> io::Result<()> {
+    assert!(
+        length.is_multiple_of(BLOCK_SIZE),
+        "a transfer of {length} bytes is not whole blocks"
+    );
+    let count = (length / BLOCK_SIZE) as u64;
+    if address.checked_add(count).is_some_and(|end| end <= blocks) {
+        return Ok(());
+    }
+    let message = format!("{count} blocks from {address} on do not fit a device of {blocks}");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
 }

@@ -1,0 +1,1 @@
+//! The allocator against a set of numbers.

@@ -1,0 +1,123 @@
+//! Writing changed mapping nodes, children before parents, twins both.
+use super::freeze::{Content, FrozenEntry};
+use crate::device::Buffer;
+use crate::error::Result;
+use crate::format::geometry::Geometry;
+use crate::mapping::{Node, Root};
+use crate::pool::Pool;
+use crate::units::{Address, BLOCK_SIZE, Record};
+use futures_util::future::join_all;
+use std::sync::Arc;
+
+/// Blocks gathered before they are written: 4 MiB.
+const BATCH_BLOCKS: usize = 1024;
+/// Blocks joined into one device write.
+const JOIN_BLOCKS: usize = 128;
+
+/// What a job's tree has lost already: its own nodes that end at or before the cursor were freed,
+/// and must neither be written nor pointed to.
+#[derive(Clone, Copy, Debug)]
+struct Consumed {
+    cut: Record,
+    cursor: u64,
+}
+
+impl Pool {
+    /// Writes every node of the frozen mappings that was not written yet.
+    pub(super) async fn write_nodes(&self, entries: &[FrozenEntry]) -> Result<()> {
+        for entry in entries {
+            let Some(Root::Memory(root)) = entry.root() else {
+                continue;
+            };
+            let consumed = match &entry.content {
+                Some(Content::Walk { cut, cursor, .. }) => Some(Consumed {
+                    cut: *cut,
+                    cursor: *cursor,
+                }),
+                _ => None,
+            };
+            self.write_tree(root, consumed).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the changed nodes of one tree.
+    pub(super) async fn write_mapping(&self, root: &Arc<Node>) -> Result<()> {
+        self.write_tree(root, None).await
+    }
+
+    async fn write_tree(&self, root: &Arc<Node>, consumed: Option<Consumed>) -> Result<()> {
+        let geometry = self.state.lock().geometry;
+        let mut unwritten = Vec::new();
+        collect(root, &geometry, consumed, &mut unwritten);
+        let mut batch = Vec::new();
+        for node in unwritten {
+            let bytes = node.encode(|index| is_consumed(&node, index, &geometry, consumed));
+            node.set_written(&bytes);
+            if node.header.twin != Address(0) {
+                batch.push((node.header.twin, bytes.clone()));
+            }
+            batch.push((node.header.address, bytes));
+            if batch.len() >= BATCH_BLOCKS {
+                self.write_batch(std::mem::take(&mut batch)).await?;
+            }
+        }
+        self.write_batch(batch).await
+    }
+
+    /// Writes single blocks, adjacent ones together. None of them is referred to by anything
+    /// durable; the flush before the superblock makes them so.
+    pub(super) async fn write_batch(&self, mut batch: Vec<(Address, Vec<u8>)>) -> Result<()> {
+        batch.sort_unstable_by_key(|(address, _)| *address);
+        let adjacent = |a: &(Address, Vec<u8>), b: &(Address, Vec<u8>)| a.0.0 + 1 == b.0.0;
+        let mut writes = Vec::new();
+        for run in batch
+            .chunk_by(adjacent)
+            .flat_map(|run| run.chunks(JOIN_BLOCKS))
+        {
+            let Some((start, _)) = run.first() else {
+                continue;
+            };
+            let mut buffer = Buffer::new(run.len() * BLOCK_SIZE);
+            for (place, (_, bytes)) in buffer.as_chunks_mut::<BLOCK_SIZE>().0.iter_mut().zip(run) {
+                place.copy_from_slice(bytes);
+            }
+            writes.push(self.device.write(start.0, buffer.freeze()));
+        }
+        let failed = join_all(writes)
+            .await
+            .into_iter()
+            .find_map(std::result::Result::err);
+        failed.map_or(Ok(()), |error| {
+            Err(self.poison("a checkpoint write", &error))
+        })
+    }
+}
+
+fn is_consumed(node: &Node, index: usize, g: &Geometry, consumed: Option<Consumed>) -> bool {
+    // A node born at or before the cut is an ancestor's too, and keeps all it has.
+    consumed.is_some_and(|consumed| {
+        let level = node.header.level;
+        let end = node.header.first + (index as u64 + 1) * g.span(level.saturating_sub(1));
+        level > 0 && node.header.birth > consumed.cut && end <= consumed.cursor
+    })
+}
+
+fn collect(
+    node: &Arc<Node>,
+    geometry: &Geometry,
+    consumed: Option<Consumed>,
+    into: &mut Vec<Arc<Node>>,
+) {
+    if node.is_written() {
+        return; // and so is all below: children are written first
+    }
+    for index in 0..node.children_len() {
+        if let Some(child) = node.child_in_memory(index)
+            && !is_consumed(node, index, geometry, consumed)
+        {
+            collect(child, geometry, consumed, into);
+        }
+    }
+    into.push(Arc::clone(node));
+}

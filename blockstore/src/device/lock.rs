@@ -1,0 +1,78 @@
+//! One pool, one process: a lock on the pool's file or device, and who holds it.
+use crate::{Error, ErrorKind, Result};
+use rustix::fs::{FlockOperation, flock, fstat, major, minor};
+use rustix::io::Errno;
+use std::fs::{self, File};
+use std::path::Path;
+
+/// Takes the lock, alone or shared. It belongs to the open file, so it conflicts within a process
+/// too, goes along when the descriptor is handed to another process, and ends with it.
+///
+/// # Errors
+/// `Busy` names the process that has it; `Io` if the file system has no locks.
+pub(super) fn take(file: &File, path: &Path, shared: bool) -> Result<()> {
+    let operation = if shared {
+        FlockOperation::NonBlockingLockShared
+    } else {
+        FlockOperation::NonBlockingLockExclusive
+    };
+    match flock(file, operation) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(busy(path, holder(file))),
+        Err(error) => Err(Error::io(
+            format!("cannot lock pool {}", path.display()),
+            error.into(),
+        )),
+    }
+}
+
+/// The error that says who has the pool open.
+pub(super) fn busy(path: &Path, holder: Option<u32>) -> Error {
+    let path = path.display();
+    let by = holder.map_or_else(
+        || "another process".to_owned(),
+        |pid| format!("process {pid}"),
+    );
+    Error::new(ErrorKind::Busy, format!("pool {path} is open in {by}"))
+}
+
+/// The process that holds a lock on this file, if the system tells (see `proc_locks(5)`).
+pub(super) fn holder(file: &File) -> Option<u32> {
+    let stat = fstat(file).ok()?;
+    let object = format!(
+        "{:02x}:{:02x}:{}",
+        major(stat.st_dev),
+        minor(stat.st_dev),
+        stat.st_ino
+    );
+    find(&fs::read_to_string("/proc/locks").ok()?, &object)
+}
+
+fn find(locks: &str, object: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        // 1: FLOCK  ADVISORY  WRITE 4711 fe:00:1234 0 EOF
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, locked, ..] = fields[..] else {
+            return None;
+        };
+        if locked == object {
+            pid.parse().ok()
+        } else {
+            None
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_holder_is_found_among_other_locks() {
+        let locks = "1: POSIX  ADVISORY  WRITE 10 fe:00:77 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 11 fe:00:77 0 EOF\n\
+                     3: FLOCK  ADVISORY  READ  12 fe:00:78 0 EOF\n\
+                     4: FLOCK  ADVISORY  WRITE -1 fe:00:77 0 EOF\n\
+                     5: FLOCK  ADVISORY  WRITE 13 fe:00:77 0 EOF\n";
+        assert_eq!(super::find(locks, "fe:00:77"), Some(13));
+        assert_eq!(super::find(locks, "fe:00:79"), None);
+    }
+}

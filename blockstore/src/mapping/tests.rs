@@ -1,0 +1,1 @@
+//! The mapping against a map of blocks.
