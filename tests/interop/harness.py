@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import time
-import traceback
 import urllib.parse
 
 import nbd
@@ -54,10 +53,6 @@ def one_line(error):
     text = " ".join(str(error).split())
     name = type(error).__name__
     return text if isinstance(error, (AssertionError, CommandFailed)) and text else f"{name}: {text}"
-
-
-def print_traceback():
-    traceback.print_exc()
 
 
 def run(*command, ok=(0,), limit=COMMAND_SECONDS_MAX, **options):
@@ -157,12 +152,13 @@ def processes_of(session):
 # --- One case -------------------------------------------------------------------------------------
 
 class Case:
-    """What a case is given. Its working directory is its own, so all its paths are short."""
+    """What a case is given. Its working directory is its own."""
 
-    def __init__(self, binary, rng, rounds):
+    def __init__(self, binary, rng, rounds, sockets):
         self.binary = binary
         self.rng = rng
         self.rounds = rounds
+        self.sockets = sockets
         self.notes = []
         self.servers = []
         self.stack = contextlib.ExitStack()
@@ -204,8 +200,8 @@ class Server:
         self.context = context
         self.pool = pool
         self.arguments = list(arguments)
-        self.socket = f"nbd{Server.count}"
-        self.control = f"control{Server.count}"
+        self.socket = f"{context.sockets}/nbd{Server.count}"
+        self.control = f"{context.sockets}/control{Server.count}"
         self.log = f"server{Server.count}.log"
         self.process = None
         self.ends_expected = ()
@@ -283,7 +279,8 @@ class Server:
         return clear_error(result, status, says)
 
     def status(self):
-        return self.json("status")
+        """The figures of the pool."""
+        return self.json("status")["pool"]
 
     def volumes(self):
         """Volumes by name."""

@@ -73,8 +73,15 @@ class Model:
 
     def read(self):
         name, (offset, length) = self.rng.choice(list(self.bytes)), self.range()
-        flags = nbd.CMD_FLAG_DF if self.rng.random() < 0.3 else 0
-        found = self.rng.choice(self.connections[name]).pread(length, offset, flags)
+        connection = self.rng.choice(self.connections[name])
+        if self.rng.random() < 0.3:
+            chunks = []
+            found = connection.pread_structured(
+                length, offset, lambda _data, at, kind, _error: chunks.append((at, kind)),
+                nbd.CMD_FLAG_DF)
+            assert len(chunks) == 1, f"{length} bytes at {offset} with DF came as {chunks}"
+        else:
+            found = connection.pread(length, offset)
         assert found == self.bytes[name][offset:offset + length], \
             f"{name}: {length} bytes at {offset} differ"
 
