@@ -65,6 +65,14 @@ def run(*command, ok=(0,), limit=COMMAND_SECONDS_MAX, **options):
     return result
 
 
+def essence(log):
+    """The lines of a server's log that say why it failed: a panic and what it said, or the end."""
+    lines = log.read_text(errors="replace").splitlines()
+    panics = [index for index, line in enumerate(lines) if " panicked at " in line]
+    said = [line for index in panics[:3] for line in lines[index:index + 2]]
+    return said + [line for line in lines[-5:] if line not in said]
+
+
 def need(*commands):
     """Skips the case where a command is missing."""
     for command in commands:
