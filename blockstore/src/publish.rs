@@ -31,6 +31,8 @@ impl State {
             self.apply(change, now, nodes)?;
         }
         self.journal.append(bytes, data_bytes);
+        #[cfg(test)]
+        crate::explore::published(now, changes);
         if self.journal.is_large() {
             self.journal.seal();
         }

@@ -14,6 +14,8 @@
 //! * I2: used + gated + free = usable, where free includes what is claimed.
 //! * I7: a freed block is claimed again only after a checkpoint frozen after the free is durable,
 //!   and every reader that began before that freeze is done; `settle` is called then, and not before.
+#[cfg(test)]
+mod audit;
 mod bitmap;
 mod streams;
 
