@@ -13,8 +13,9 @@ pub(crate) struct Node {
     slots: Vec<Packed>,
     /// Empty, or one place for each child.
     children: Vec<Option<Arc<Self>>>,
-    /// The CRC of the node as written; set once by the checkpoint that wrote it.
-    written: OnceLock<u32>,
+    /// The CRC of the node as written, and the data blocks below it on disk; set once by the
+    /// checkpoint that wrote it.
+    written: OnceLock<(u32, u64)>,
 }
 
 /// What a slot of a node above the leaves leads to.
@@ -64,7 +65,7 @@ impl Node {
     /// The node that `expected` points to, out of a block whose CRC was verified.
     pub(crate) fn from_block(block: &[u8], expected: &NodeRef, fanout: u32) -> Option<Self> {
         let (header, slots) = decode(block, expected, fanout as usize)?;
-        let written = OnceLock::from(expected.crc);
+        let written = OnceLock::from((expected.crc, expected.count));
         let node = Self {
             header,
             count: expected.count,
@@ -132,14 +133,14 @@ impl Node {
             twin,
             ..
         } = self.header;
-        let crc = *self.written.get()?;
+        let (crc, count) = *self.written.get()?;
         Some(NodeRef {
             address,
             twin,
             birth,
             crc,
             level,
-            count: self.count,
+            count,
         })
     }
 
@@ -225,11 +226,14 @@ impl Node {
         before
     }
 
-    /// The node's bytes; all children in memory must be written, or be `pruned` (then a hole is
-    /// written: what a job has freed already is not the disk's any more).
-    pub(crate) fn encode(&self, pruned: impl Fn(usize) -> bool) -> Vec<u8> {
+    /// The node's bytes, which the caller is about to write; all children in memory must be
+    /// written, or be `pruned` (then a hole is written and not counted: what a job has freed already
+    /// is not the disk's any more).
+    pub(crate) fn write(&self, pruned: impl Fn(usize) -> bool) -> Vec<u8> {
         if self.header.level == 0 {
-            return encode(&self.header, &self.slots);
+            let bytes = encode(&self.header, &self.slots);
+            self.set_written(&bytes, self.count);
+            return bytes;
         }
         let mut flat = Self {
             children: Vec::new(),
@@ -245,7 +249,9 @@ impl Node {
                 flat.set_stored(index, stored);
             }
         }
-        encode(&self.header, &flat.slots)
+        let bytes = encode(&self.header, &flat.slots);
+        self.set_written(&bytes, flat.counted());
+        bytes
     }
 
     fn clone_slots(&self) -> Self {
@@ -258,9 +264,8 @@ impl Node {
         }
     }
 
-    /// Notes that a checkpoint has written these bytes.
-    pub(crate) fn set_written(&self, bytes: &[u8]) {
-        let first = self.written.set(checksum(bytes));
+    fn set_written(&self, bytes: &[u8], count: u64) {
+        let first = self.written.set((checksum(bytes), count));
         assert!(first.is_ok(), "{} was written twice", self.header.address);
     }
 
