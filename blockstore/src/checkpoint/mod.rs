@@ -93,6 +93,7 @@ impl Pool {
             let deltas = log.remove(&region).unwrap_or_default();
             state.allocator.settle(region, entry, &deltas);
         }
+        state.allocator.settled();
         state.allocator.evict(self.options.bitmaps_max());
         Ok(())
     }
