@@ -7,9 +7,10 @@ use std::sync::Arc;
 /// Bytes that a node takes in memory, about.
 const NODE_BYTES: u64 = 4400;
 
-/// Nodes by address and birth: an address that is used again never finds its former node.
+/// Nodes by address, birth and checksum: an address that is used again never finds its former node,
+/// not even in the catalogue, where two checkpoints of one record give the same birth.
 #[derive(Debug)]
-pub(crate) struct NodeCache(Cache<(u64, u64), Arc<Node>>);
+pub(crate) struct NodeCache(Cache<(u64, u64, u32), Arc<Node>>);
 
 impl NodeCache {
     /// Keeps about so many bytes of nodes.
@@ -19,13 +20,14 @@ impl NodeCache {
     }
 
     pub(crate) fn find(&self, stored: &NodeRef) -> Option<Arc<Node>> {
-        self.0.get(&(stored.address.0, stored.birth.0))
+        self.0.get(&key(stored))
     }
 
     /// Takes a node that is written, without children in memory.
     pub(crate) fn keep(&self, node: Arc<Node>) {
-        self.0
-            .insert((node.header.address.0, node.header.birth.0), node);
+        if let Some(stored) = node.stored() {
+            self.0.insert(key(&stored), node);
+        }
     }
 
     /// Takes all nodes of a written tree that are in memory only because it changed.
@@ -43,6 +45,10 @@ impl NodeCache {
             Arc::new(node.stripped())
         });
     }
+}
+
+fn key(stored: &NodeRef) -> (u64, u64, u32) {
+    (stored.address.0, stored.birth.0, stored.crc)
 }
 
 /// Where a change finds unchanged nodes: those just loaded for it, then the cache.

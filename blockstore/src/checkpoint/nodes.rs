@@ -50,18 +50,22 @@ impl Pool {
         let geometry = self.state.lock().geometry;
         let mut unwritten = Vec::new();
         collect(root, &geometry, consumed, &mut unwritten);
-        let mut batch = Vec::new();
+        let (mut batch, mut nodes) = (Vec::new(), Vec::new());
         for node in unwritten {
             let bytes = node.write(|index| is_consumed(&node, index, &geometry, consumed));
             if node.header.twin != Address(0) {
                 batch.push((node.header.twin, bytes.clone()));
             }
             batch.push((node.header.address, bytes));
+            nodes.push(node);
             if batch.len() >= BATCH_BLOCKS {
                 self.write_batch(std::mem::take(&mut batch)).await?;
+                nodes.drain(..).for_each(|node| node.set_landed());
             }
         }
-        self.write_batch(batch).await
+        self.write_batch(batch).await?;
+        nodes.iter().for_each(|node| node.set_landed());
+        Ok(())
     }
 
     /// Writes single blocks, adjacent ones together. None of them is referred to by anything

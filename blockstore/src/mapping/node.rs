@@ -16,6 +16,8 @@ pub(crate) struct Node {
     /// The CRC of the node as written, and the data blocks below it on disk; set once by the
     /// checkpoint that wrote it.
     written: OnceLock<(u32, u64)>,
+    /// That write has ended: the node can be read.
+    landed: OnceLock<()>,
 }
 
 /// What a slot of a node above the leaves leads to.
@@ -59,6 +61,7 @@ impl Node {
             slots,
             children: Vec::new(),
             written: OnceLock::new(),
+            landed: OnceLock::new(),
         }
     }
 
@@ -72,6 +75,7 @@ impl Node {
             slots,
             children: Vec::new(),
             written,
+            landed: OnceLock::from(()),
         };
         (node.counted() == expected.count).then_some(node)
     }
@@ -97,6 +101,7 @@ impl Node {
         let mut copy = Self {
             header,
             written: OnceLock::new(),
+            landed: OnceLock::new(),
             ..self.clone()
         };
         copy.forget_written_children(keep);
@@ -124,8 +129,13 @@ impl Node {
         }
     }
 
-    /// The pointer to this node, once it is written.
+    /// The pointer to this node, once it can be read from the disk.
     pub(crate) fn stored(&self) -> Option<NodeRef> {
+        self.landed.get().and_then(|()| self.pointer())
+    }
+
+    /// The pointer to this node, once its bytes are made; their write may not have ended.
+    fn pointer(&self) -> Option<NodeRef> {
         let NodeHeader {
             level,
             birth,
@@ -238,13 +248,14 @@ impl Node {
         let mut flat = Self {
             children: Vec::new(),
             written: OnceLock::new(),
+            landed: OnceLock::new(),
             ..self.clone_slots()
         };
         for index in 0..self.children_len() {
             if pruned(index) {
                 flat.set_stored(index, None);
             } else if let Some(child) = self.child_in_memory(index) {
-                let stored = child.stored();
+                let stored = child.pointer();
                 assert!(stored.is_some(), "a parent is written after its children");
                 flat.set_stored(index, stored);
             }
@@ -261,6 +272,7 @@ impl Node {
             slots: self.slots.clone(),
             children: Vec::new(),
             written: OnceLock::new(),
+            landed: OnceLock::new(),
         }
     }
 
@@ -269,6 +281,13 @@ impl Node {
         assert!(first.is_ok(), "{} was written twice", self.header.address);
     }
 
+    /// Notes that the write of its bytes has ended.
+    pub(crate) fn set_landed(&self) {
+        let first = self.landed.set(());
+        assert!(first.is_ok(), "{} landed twice", self.header.address);
+    }
+
+    /// Its bytes are made, and those of all below.
     pub(crate) fn is_written(&self) -> bool {
         self.written.get().is_some()
     }
