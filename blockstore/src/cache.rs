@@ -2,6 +2,7 @@
 use crate::format::pointer::NodeRef;
 use crate::mapping::Node;
 use quick_cache::sync::Cache;
+use std::cell::RefCell;
 use std::sync::Arc;
 
 /// Bytes that a node takes in memory, about.
@@ -30,6 +31,10 @@ impl NodeCache {
 
     /// Takes all nodes of a written tree that are in memory only because it changed.
     pub(crate) fn keep_tree(&self, node: &Arc<Node>) {
+        if !node.is_written() {
+            // A job freed it before it was: its address, and even its birth, may be another's now.
+            return;
+        }
         let mut plain = true;
         for index in 0..node.children_len() {
             if let Some(child) = node.child_in_memory(index) {
@@ -45,22 +50,44 @@ impl NodeCache {
     }
 }
 
-/// Where a change finds unchanged nodes: those just loaded for it, then the cache.
+/// Where one change finds unchanged nodes: those just loaded for it, then the cache.
+///
+/// What was found once is found again: the cache may evict at any moment, also between a change's
+/// making sure that its path is in memory and its being applied.
 #[derive(Debug)]
 pub(crate) struct NodeSource<'a> {
-    pub(crate) cache: &'a NodeCache,
-    pub(crate) loaded: &'a [Arc<Node>],
+    cache: &'a NodeCache,
+    loaded: &'a [Arc<Node>],
+    found: RefCell<Vec<Arc<Node>>>,
 }
 
-impl NodeSource<'_> {
+impl<'a> NodeSource<'a> {
+    pub(crate) fn new(cache: &'a NodeCache, loaded: &'a [Arc<Node>]) -> Self {
+        let found = RefCell::default();
+        Self {
+            cache,
+            loaded,
+            found,
+        }
+    }
+
+    /// All that was loaded or found, for a change to come.
+    pub(crate) fn into_nodes(self) -> Vec<Arc<Node>> {
+        let mut nodes = self.found.into_inner();
+        nodes.extend_from_slice(self.loaded);
+        nodes
+    }
+
     pub(crate) fn find(&self, stored: &NodeRef) -> Option<Arc<Node>> {
         let wanted = |node: &&Arc<Node>| {
             node.header.address == stored.address && node.header.birth == stored.birth
         };
-        self.loaded
-            .iter()
-            .find(wanted)
-            .cloned()
-            .or_else(|| self.cache.find(stored))
+        let mut found = self.found.borrow_mut();
+        let known = self.loaded.iter().chain(&*found).find(wanted).cloned();
+        known.or_else(|| {
+            let node = self.cache.find(stored)?;
+            found.push(Arc::clone(&node));
+            Some(node)
+        })
     }
 }

@@ -63,8 +63,7 @@ impl Pool {
             state.journal.seal();
             state.journal.take_sealed()
         };
-        let written = self.write_records(&batch).await;
-        let flushed = match written {
+        let flushed = match self.write_records(&batch).await {
             Ok(()) => self.flush_device().await,
             Err(error) => Err(error),
         };
@@ -72,9 +71,7 @@ impl Pool {
         flushed?;
         {
             let mut state = self.state.lock();
-            if let Some(last) = batch.last() {
-                state.journal.durable = last.number;
-            }
+            state.journal.durable = state.journal.written;
             state.journal.committing = false;
         }
         self.committed.notify(usize::MAX);
@@ -107,6 +104,9 @@ impl Pool {
             );
             self.write_ordered("a journal write", start, wrapped)
                 .await?;
+        }
+        if let Some(last) = batch.last() {
+            self.state.lock().journal.written = last.number;
         }
         Ok(())
     }

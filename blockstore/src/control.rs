@@ -38,7 +38,7 @@ fn not_found(what: String) -> Error {
 }
 
 /// The rule for names of volumes and snapshots.
-fn check_name(name: &str) -> Result<()> {
+pub(crate) fn check_name(name: &str) -> Result<()> {
     let bad = name.is_empty()
         || name.len() > NAME_BYTES_MAX
         || name.chars().any(|c| c.is_control() || c == '/' || c == '@');
@@ -200,16 +200,22 @@ impl Pool {
             state.check_writable()?;
             let (change, deleted, answer) = decide(&mut state)?;
             promise.redeem(&mut state);
-            let nodes = NodeSource {
-                cache: &self.cache,
-                loaded: &[],
-            };
-            let record = state.enter_alone(&[change], &nodes)?;
+            let nodes = NodeSource::new(&self.cache, &[]);
+            // A record of its own: cuts, and everything that names versions. What a deletion takes
+            // out is in it too: nothing would do that after a crash between two records.
+            state.journal.seal();
+            let changes = [change];
+            let record = state.enter(&changes, &journal::encode(&changes), 0, &nodes)?;
             if let Some(deleted) = deleted {
                 state.reap_from(deleted, &nodes)?;
             }
+            assert!(
+                state.journal.newest() == record,
+                "a control operation is one record"
+            );
+            state.journal.seal();
             self.wake(&state);
-            (record.max(state.journal.newest()), answer)
+            (record, answer)
         };
         self.commit(record).await?;
         Ok(answer)

@@ -231,10 +231,7 @@ impl Pool {
         while at < end {
             let (stopped, reading) = {
                 let state = self.state.lock();
-                let nodes = NodeSource {
-                    cache: &self.cache,
-                    loaded: &loaded,
-                };
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 let stopped = state.compare_some(from, to, &nodes, &mut at, end, &mut take)?;
                 (stopped, state.readers.begin())
             };

@@ -83,10 +83,7 @@ impl Pool {
                 if state.check_writable().is_err() {
                     return Ok(false);
                 }
-                let nodes = NodeSource {
-                    cache: &self.cache,
-                    loaded: &loaded,
-                };
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 let step = match state.jobs.get(&id) {
                     None => return Ok(false),
                     Some(Job::Walk { .. }) => state.step_walk(id, &nodes),
@@ -219,6 +216,7 @@ impl State {
             if entry.birth() > cut {
                 // Nodes and data alike: the list does not tell them apart, so none is free at once.
                 self.job_frees(entry.address(), entry.birth(), false);
+                self.job_counts_off(output);
             } else {
                 self.job_passes(*entry, output);
             }

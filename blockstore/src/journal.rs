@@ -41,6 +41,10 @@ pub(crate) struct Journal {
     tail: u64,
     promised: u64,
     sealed: Vec<Sealed>,
+    /// The last sealed record that holds changes.
+    changed: Record,
+    /// Every record up to here was written: a flush that begins now makes it durable.
+    pub(crate) written: Record,
     /// Every record up to here is durable.
     pub(crate) durable: Record,
     /// What the last written record says of `durable`.
@@ -73,6 +77,8 @@ impl Journal {
             tail,
             promised: 0,
             sealed: Vec::new(),
+            changed: before,
+            written: before,
             durable: before,
             told: before,
             committing: false,
@@ -91,10 +97,11 @@ impl Journal {
         Record(self.next.0 - 1)
     }
 
-    /// The record that holds every change made so far.
+    /// The record that holds every change made so far. Records that only tell what is durable do
+    /// not count: nobody waits for them to become durable.
     pub(crate) fn newest(&self) -> Record {
         if self.open.is_empty() {
-            self.last_sealed()
+            self.changed
         } else {
             self.next
         }
@@ -188,13 +195,16 @@ impl Journal {
     /// Closes the open record, if it holds anything.
     pub(crate) fn seal(&mut self) {
         if !self.open.is_empty() {
+            self.changed = self.next;
             self.seal_record();
         }
     }
 
-    /// Seals a record without changes, which only tells what is durable; if there is room.
+    /// Seals a record without changes, which only tells that every change is durable; if that is so,
+    /// nothing says it yet, and there is room.
     pub(crate) fn seal_durable(&mut self) -> bool {
-        let wanted = self.open.is_empty() && self.told < self.durable;
+        let wanted = self.open.is_empty() && self.told < self.changed;
+        let wanted = wanted && self.changed <= self.durable;
         let fits = wanted && self.free_blocks() > JOURNAL_KEPT_BACK;
         if fits {
             self.seal_record();

@@ -12,6 +12,8 @@ mod control;
 pub mod device;
 mod edges;
 mod error;
+#[cfg(test)]
+mod explore;
 mod extents;
 mod files;
 mod format;

@@ -31,22 +31,12 @@ impl State {
             self.apply(change, now, nodes)?;
         }
         self.journal.append(bytes, data_bytes);
+        #[cfg(test)]
+        crate::explore::published(now, changes);
         if self.journal.is_large() {
             self.journal.seal();
         }
         Ok(now)
-    }
-
-    /// As [`Self::enter`], in a record of its own: cuts, and everything that names versions.
-    pub(crate) fn enter_alone(
-        &mut self,
-        changes: &[Change],
-        nodes: &NodeSource<'_>,
-    ) -> Result<Record> {
-        self.journal.seal();
-        let record = self.enter(changes, &journal::encode(changes), 0, nodes)?;
-        self.journal.seal();
-        Ok(record)
     }
 
     /// Whether the checkpointer should run.
@@ -86,10 +76,7 @@ impl Pool {
             let (missing, reading) = {
                 let mut state = self.state.lock();
                 state.check_writable()?;
-                let nodes = NodeSource {
-                    cache: &self.cache,
-                    loaded: &loaded,
-                };
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 let change = match make(&mut state, &nodes)? {
                     Made::Stale => return Ok(Published::Stale),
                     Made::Missing(missing) => Err(missing),

@@ -145,10 +145,7 @@ impl Pool {
             let (missing, reading) = {
                 let mut state = self.state.lock();
                 let version = target.version(&state)?;
-                let nodes = NodeSource {
-                    cache: &self.cache,
-                    loaded: &loaded,
-                };
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 let reading = state.readers.begin();
                 match plan(&mut state, version, first, end, &nodes)? {
                     Ok(pieces) => return Ok((pieces, reading)),
@@ -196,10 +193,7 @@ impl Pool {
             let (found, reading) = {
                 let mut state = self.state.lock();
                 let version = head_of(&state, volume)?;
-                let nodes = NodeSource {
-                    cache: &self.cache,
-                    loaded: &loaded,
-                };
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 (
                     slot_at(&mut state, version, block, &nodes)?,
                     state.readers.begin(),

@@ -147,10 +147,7 @@ impl Pool {
                     return;
                 };
                 let block = if id == version { block } else { 0 };
-                let nodes = NodeSource {
-                    cache: &self.cache,
-                    loaded: &loaded,
-                };
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 match state.scrub_work(id, block, &nodes) {
                     Ok(None) => {
                         state.advance_scrub(id + 1, 0);

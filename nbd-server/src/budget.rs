@@ -140,3 +140,91 @@ impl Drop for Waiting<'_> {
         state.grant();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::{Pin, pin};
+    use std::task::Context;
+
+    fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn a_large_request_is_not_overtaken_by_small_ones() {
+        let budget = Budget::new(100);
+        assert_eq!(poll(pin!(budget.take(60))), Poll::Ready(60));
+        let mut large = pin!(budget.take(80));
+        assert_eq!(poll(large.as_mut()), Poll::Pending);
+        let mut small = pin!(budget.take(10));
+        assert_eq!(poll(small.as_mut()), Poll::Pending);
+        assert!(budget.is_short());
+        budget.give(60);
+        assert_eq!(poll(small.as_mut()), Poll::Ready(10));
+        assert_eq!(poll(large.as_mut()), Poll::Ready(80));
+        assert!(!budget.is_short());
+        budget.give(90);
+        assert_eq!(poll(pin!(budget.take(100))), Poll::Ready(100));
+    }
+
+    #[test]
+    fn more_than_there_can_be_is_all_there_is() {
+        let budget = Budget::new(100);
+        assert_eq!(poll(pin!(budget.take(1))), Poll::Ready(1));
+        let mut all = pin!(budget.take(u64::MAX));
+        assert_eq!(poll(all.as_mut()), Poll::Pending);
+        budget.give(1);
+        assert_eq!(poll(all.as_mut()), Poll::Ready(100));
+    }
+
+    #[test]
+    fn who_gives_up_leaves_the_queue_and_what_he_was_given() {
+        let budget = Budget::new(100);
+        assert_eq!(poll(pin!(budget.take(100))), Poll::Ready(100));
+        let mut first = Box::pin(budget.take(70));
+        let mut second = Box::pin(budget.take(40));
+        assert_eq!(poll(first.as_mut()), Poll::Pending);
+        assert_eq!(poll(second.as_mut()), Poll::Pending);
+        drop(first);
+        budget.give(50);
+        assert!(!budget.is_short(), "the second was given its part");
+        drop(second);
+        budget.give(50);
+        assert_eq!(poll(pin!(budget.take(100))), Poll::Ready(100));
+    }
+
+    /// Takes and gives back many times, on this thread.
+    fn use_much(budget: &Budget, seed: u64) {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        for round in 0..2000 {
+            let bytes = (seed * 37 + round) % 400;
+            let mut take = pin!(budget.take(bytes));
+            while take.as_mut().poll(&mut context).is_pending() {
+                std::thread::park();
+            }
+            budget.give(bytes);
+        }
+    }
+
+    #[test]
+    fn threads_share_it_without_loss() {
+        let budget = Budget::new(1000);
+        std::thread::scope(|scope| {
+            for seed in 1..8 {
+                let budget = &budget;
+                scope.spawn(move || use_much(budget, seed));
+            }
+        });
+        assert_eq!(budget.state.lock().free, 1000);
+    }
+
+    struct Unpark(std::thread::Thread);
+
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+}

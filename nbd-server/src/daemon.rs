@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::config::Settings;
+use crate::config::{Settings, VolumeSize};
 use crate::control::SOCKET_DEFAULT;
 use crate::control::client::DaemonInfo;
 use crate::control::server::Server as ControlServer;
@@ -174,17 +174,16 @@ fn store_options(settings: &Settings) -> Options {
 }
 
 fn create_volumes(store: &Store, settings: &Settings) -> Result<()> {
-    for volume in &settings.volume {
-        let exists = match store.volume(&volume.name) {
+    for VolumeSize { name, size } in &settings.volume {
+        let exists = match store.volume(name) {
             Ok(found) => !found.deleted,
             Err(e) if e.kind() == ErrorKind::NotFound => false,
             Err(e) => return Err(e),
         };
         if !exists {
-            store
-                .create_volume(&volume.name, volume.size.0, false)
-                .wait()?;
-            tracing::info!("made volume {} of {}", volume.name, volume.size);
+            let made = store.create_volume(name, size.0, false).wait();
+            made.map_err(|e| Error::new(e.kind(), format!("volume {name:?}: {e}")))?;
+            tracing::info!("made volume {name:?} of {size}");
         }
     }
     Ok(())

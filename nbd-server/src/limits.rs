@@ -44,6 +44,10 @@ pub const PROGRESS_BYTES: usize = 1 << 20;
 /// Socket send buffer, bytes. The default of 208 KiB halves the rate of 256 KiB reads.
 pub const SEND_BUFFER_BYTES: usize = 1 << 20;
 
+/// How long a TCP client may be silent before it is asked whether it is still there, and how often it
+/// is asked then. It is taken for gone after as many questions as the kernel's default says (9).
+pub const KEEPALIVE: Duration = Duration::from_secs(30);
+
 /// Bytes in one send, about: a piece of data that begins below it is sent whole.
 pub const SEND_BYTES: usize = 1 << 20;
 

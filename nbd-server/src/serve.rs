@@ -5,7 +5,7 @@ use crate::listen::{Listener, Listeners};
 use crate::nbd;
 use crate::socket::{Socket, readable};
 use blockstore::Store;
-use blockstore::runtime::{Handle, Pending, sleep};
+use blockstore::runtime::{Handle, Pending, sleep, yield_now};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ pub struct ServeOptions {
     pub limits: Limits,
 }
 
-/// A running server. Dropped without [`Self::shutdown`], it only stops accepting.
+/// A running server. Dropped without [`Self::shutdown`], it stops too, but nobody waits for it.
 #[derive(Debug)]
 pub struct Server {
     listeners: Listeners,
@@ -95,15 +95,30 @@ impl Server {
 
     /// Stops accepting, removes unix sockets, finishes what is in flight, answers further commands with
     /// `ESHUTDOWN`, and hangs up, all within [`Limits::drain`] and a second. Not for worker threads.
-    pub fn shutdown(self) {
+    pub fn shutdown(mut self) {
+        self.stop().wait();
+    }
+
+    /// Stops accepting, and starts to end what goes on.
+    fn stop(&mut self) -> Pending<()> {
         self.dispatch.clients.stop();
-        drop(self.listeners);
-        self.accepting.into_iter().for_each(Pending::wait);
+        drop(std::mem::take(&mut self.listeners));
+        let accepting = std::mem::take(&mut self.accepting);
         let clients = self.dispatch.clients.clone();
-        self.dispatch
-            .worker()
-            .spawn(async move { clients.drain().await })
-            .wait();
+        self.dispatch.worker().spawn(async move {
+            for accepting in accepting {
+                accepting.await;
+            }
+            clients.drain().await;
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.dispatch.clients.stopping() {
+            drop(self.stop());
+        }
     }
 }
 
@@ -136,6 +151,8 @@ async fn accept(listener: Arc<Listener>, dispatch: Arc<Dispatch>) {
                     tracing::warn!("{max} clients are connected: hanging up on further ones");
                 }
                 refused = !seated;
+                // However fast clients come, those who are here go on.
+                yield_now().await;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // What fails here fails in `accept` too, which says why.

@@ -3,7 +3,7 @@
     unsafe_code,
     reason = "the ring is given pointers into memory that each operation owns"
 )]
-use crate::limits::SEND_BUFFER_BYTES;
+use crate::limits::{KEEPALIVE, SEND_BUFFER_BYTES};
 use crate::nbd::Batch;
 use blockstore::device::Buffer;
 use blockstore::runtime::ring;
@@ -22,9 +22,13 @@ pub(crate) struct Socket(Arc<OwnedFd>);
 impl Socket {
     /// Takes a connected socket over and sets what makes it fast.
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        // Both matter for speed only, and a unix socket refuses the second.
+        // Without it reads are slower, and nothing else is wrong.
         let _ = sockopt::set_socket_send_buffer_size(&fd, SEND_BUFFER_BYTES);
-        let _ = sockopt::set_tcp_nodelay(&fd, true);
+        // A unix socket refuses these, and needs none of them.
+        let _ = sockopt::set_tcp_nodelay(&fd, true)
+            .and_then(|()| sockopt::set_socket_keepalive(&fd, true))
+            .and_then(|()| sockopt::set_tcp_keepidle(&fd, KEEPALIVE))
+            .and_then(|()| sockopt::set_tcp_keepintvl(&fd, KEEPALIVE));
         Self(Arc::new(fd))
     }
 

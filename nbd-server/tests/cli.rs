@@ -181,7 +181,7 @@ fn the_quick_start_is_one_command() {
     assert!(
         place
             .ok("check demo.pool")
-            .starts_with("demo.pool: clean; 1 volumes, ")
+            .starts_with("demo.pool: clean; 1 volume, ")
     );
 }
 
@@ -334,7 +334,7 @@ fn a_scrub_is_started_followed_and_stopped() {
     assert!(
         place
             .ok("scrub status")
-            .contains("no damage; 1 rounds completed")
+            .contains("no damage; 1 round completed")
     );
     daemon.stop();
 }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 fn start(dir: &Path) -> Daemon {
     let settings = Settings {
-        create: Some(Size(256 << 20)),
+        create: Some(Size(64 << 20)),
         control: Some(dir.join("control.sock")),
         workers: Some(1),
         ..Settings::default()
@@ -187,6 +187,37 @@ fn a_scrub_that_is_followed_ends() {
             !last.running && last.rounds == 1 && last.findings.is_empty(),
             "{last:?}"
         );
+    });
+}
+
+/// What needs space is refused; everything else works, and a delete makes room.
+#[test]
+fn a_full_pool_still_answers() {
+    with_daemon(async |daemon, client| {
+        let store = daemon.store();
+        client.create_volume("a", 1 << 30, false).await.unwrap();
+        let volume = store.open_volume("a", Access::Write).unwrap();
+        let chunk = vec![7; 1 << 20];
+        let mut offset = 0;
+        let error = loop {
+            match volume.write(offset, chunk.clone()).await {
+                Ok(()) => offset += 1 << 20,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        let error = client.create_volume("r", 16 << 20, true).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        let (pool, _) = client.status().await.unwrap();
+        assert!(
+            pool.used >= offset && pool.refuses_changes.is_none(),
+            "{pool:?}"
+        );
+        assert_eq!(volume.read(0, 4096).await.unwrap(), chunk[..4096]);
+        volume.flush().await.unwrap();
+        drop(volume);
+        client.delete_volume("a").await.unwrap();
+        assert_eq!(client.volumes().await.unwrap(), []);
     });
 }
 

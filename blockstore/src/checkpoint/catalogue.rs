@@ -93,16 +93,13 @@ impl Pool {
             let block = self.patched(old, group).await?;
             let used = block.iter().any(|byte| *byte != 0);
             let crc = checksum(&block);
-            let nodes = NodeSource {
-                cache: &self.cache,
-                loaded: &loaded,
-            };
             let geometry = self.state.lock().geometry;
             let mut address = Address(0);
             self.allocate_frozen(log, 1 + 16, |allocator| {
                 if used {
                     address = allocator.take_metadata(0);
                 }
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 let (nodes, fresh) = (&nodes, &mut fresh);
                 let mut ground = CatalogueGround {
                     geometry,
@@ -141,10 +138,7 @@ impl Pool {
         loop {
             let (missing, reading) = {
                 let mut state = self.state.lock();
-                let nodes = NodeSource {
-                    cache: &self.cache,
-                    loaded: &loaded,
-                };
+                let nodes = NodeSource::new(&self.cache, &loaded);
                 let (geometry, fresh) = (state.geometry, &mut BTreeSet::new());
                 let allocator = &mut state.allocator;
                 let ground = CatalogueGround {
@@ -155,10 +149,10 @@ impl Pool {
                     fresh,
                 };
                 match mapping::leaf_at(root, &ground, index) {
-                    Ok(Leaf::Hole { .. }) => return Ok((Packed::HOLE, loaded)),
+                    Ok(Leaf::Hole { .. }) => return Ok((Packed::HOLE, nodes.into_nodes())),
                     Ok(Leaf::Node(leaf)) => {
                         let at = usize::try_from(index - leaf.header.first).unwrap_or(usize::MAX);
-                        return Ok((leaf.slot(at), loaded));
+                        return Ok((leaf.slot(at), nodes.into_nodes()));
                     }
                     Err(missing) => (missing, state.readers.begin()),
                 }

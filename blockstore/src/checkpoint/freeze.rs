@@ -200,7 +200,7 @@ impl State {
         FrozenEntry { id, content }
     }
 
-    /// A frozen root that was not changed since is found on disk from now on.
+    /// What was frozen and is not changed since is found on disk from now on.
     pub(super) fn forget_root(&mut self, entry: &FrozenEntry) {
         let Some(Root::Memory(frozen)) = entry.root() else {
             return;
@@ -213,11 +213,11 @@ impl State {
             (None, Some(Job::Walk { root, .. })) => root,
             _ => return,
         };
-        if let Root::Memory(node) = root
-            && Arc::ptr_eq(node, frozen)
-            && let Some(stored) = node.stored()
-        {
+        let Root::Memory(node) = root else { return };
+        if let Some(stored) = node.stored().filter(|_| Arc::ptr_eq(node, frozen)) {
             *root = Root::Stored(stored);
+        } else if let Some(changed) = Arc::get_mut(node) {
+            changed.forget_written();
         }
     }
 }

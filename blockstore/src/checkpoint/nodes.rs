@@ -52,8 +52,7 @@ impl Pool {
         collect(root, &geometry, consumed, &mut unwritten);
         let mut batch = Vec::new();
         for node in unwritten {
-            let bytes = node.encode(|index| is_consumed(&node, index, &geometry, consumed));
-            node.set_written(&bytes);
+            let bytes = node.write(|index| is_consumed(&node, index, &geometry, consumed));
             if node.header.twin != Address(0) {
                 batch.push((node.header.twin, bytes.clone()));
             }

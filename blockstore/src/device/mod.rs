@@ -1,8 +1,8 @@
 //! `Device`: read, write and flush aligned blocks of something that keeps them.
 //!
 //! # Contract
-//! * A write that completed may be lost in a crash until a flush that began after its completion has
-//!   completed. Until then any subset of its 512-byte sectors may have landed.
+//! * A write that completed may be lost in a crash until a flush that began after its completion
+//!   has completed. Until then any subset of its 512-byte sectors may have landed.
 //! * Buffers belong to the device until the operation completes, even if the future is dropped.
 //! * An operation starts when its future is first polled.
 mod buffer;

@@ -12,8 +12,15 @@ pub(crate) struct Node {
     slots: Vec<Packed>,
     /// Empty, or one place for each child.
     children: Vec<Option<Arc<Self>>>,
-    /// The CRC of the node as written; set once by the checkpoint that wrote it.
-    written: OnceLock<u32>,
+    /// The node as written; set once by the checkpoint that wrote it.
+    written: OnceLock<Written>,
+}
+
+/// What a parent says of a node as it was written: what a job had freed by then is not in it.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    crc: u32,
+    count: u64,
 }
 
 /// What a slot of a node above the leaves leads to.
@@ -50,15 +57,16 @@ impl Node {
     /// The node that `expected` points to, out of a block whose CRC was verified.
     pub(crate) fn from_block(block: &[u8], expected: &NodeRef, fanout: u32) -> Option<Self> {
         let (header, slots) = decode(block, expected, fanout as usize)?;
-        let written = OnceLock::from(expected.crc);
+        let (crc, count) = (expected.crc, expected.count);
+        let written = OnceLock::from(Written { crc, count });
         let node = Self {
             header,
-            count: expected.count,
+            count,
             slots,
             children: Vec::new(),
             written,
         };
-        (node.counted() == expected.count).then_some(node)
+        (node.counted() == count).then_some(node)
     }
 
     /// Data blocks mapped below.
@@ -76,16 +84,24 @@ impl Node {
         }
     }
 
-    /// The same content as another node, to be changed. Children that are written by now need not
-    /// stay in memory on its account.
+    /// The same content as another node, to be changed.
     pub(crate) fn copy_as(&self, header: NodeHeader) -> Self {
-        let mut copy = Self {
+        Self {
             header,
             written: OnceLock::new(),
             ..self.clone()
-        };
-        copy.forget_written_children();
-        copy
+        }
+    }
+
+    /// Lets go of the children in memory that are written, here and below: they are found on disk,
+    /// or in the cache. Nodes that are shared, or being read, stay as they are for now.
+    pub(crate) fn forget_written(&mut self) {
+        self.forget_written_children();
+        for child in self.children.iter_mut().flatten() {
+            if let Some(child) = Arc::get_mut(child) {
+                child.forget_written();
+            }
+        }
     }
 
     /// The node without its children in memory, all of which must be written: for the cache.
@@ -118,14 +134,14 @@ impl Node {
             twin,
             ..
         } = self.header;
-        let crc = *self.written.get()?;
+        let Written { crc, count } = *self.written.get()?;
         Some(NodeRef {
             address,
             twin,
             birth,
             crc,
             level,
-            count: self.count,
+            count,
         })
     }
 
@@ -211,27 +227,28 @@ impl Node {
         before
     }
 
-    /// The node's bytes; all children in memory must be written, or be `pruned` (then a hole is
-    /// written: what a job has freed already is not the disk's any more).
-    pub(crate) fn encode(&self, pruned: impl Fn(usize) -> bool) -> Vec<u8> {
-        if self.header.level == 0 {
-            return encode(&self.header, &self.slots);
-        }
-        let mut flat = Self {
-            children: Vec::new(),
-            written: OnceLock::new(),
-            ..self.clone_slots()
-        };
-        for index in 0..self.children_len() {
-            if pruned(index) {
-                flat.set_stored(index, None);
-            } else if let Some(child) = self.child_in_memory(index) {
+    /// The node's bytes, which the caller writes. All children in memory must be written, or be
+    /// `pruned` (then a hole is: what a job has freed already is not the disk's any more).
+    pub(crate) fn write(&self, pruned: impl Fn(usize) -> bool) -> Vec<u8> {
+        let mut flat = self.clone_slots();
+        for index in 0..self.children.len() {
+            if !pruned(index)
+                && let Some(child) = self.child_in_memory(index)
+            {
                 let stored = child.stored();
                 assert!(stored.is_some(), "a parent is written after its children");
                 flat.set_stored(index, stored);
             }
         }
-        encode(&self.header, &flat.slots)
+        if self.header.level > 0 {
+            let freed = (0..self.children_len()).filter(|index| pruned(*index));
+            freed.for_each(|index| flat.set_stored(index, None));
+        }
+        let bytes = encode(&self.header, &flat.slots);
+        let (crc, count) = (checksum(&bytes), flat.counted());
+        let first = self.written.set(Written { crc, count });
+        assert!(first.is_ok(), "{} was written twice", self.header.address);
+        bytes
     }
 
     fn clone_slots(&self) -> Self {
@@ -242,12 +259,6 @@ impl Node {
             children: Vec::new(),
             written: OnceLock::new(),
         }
-    }
-
-    /// Notes that a checkpoint has written these bytes.
-    pub(crate) fn set_written(&self, bytes: &[u8]) {
-        let first = self.written.set(checksum(bytes));
-        assert!(first.is_ok(), "{} was written twice", self.header.address);
     }
 
     pub(crate) fn is_written(&self) -> bool {

@@ -10,6 +10,7 @@ mod busy;
 mod clock;
 mod inbox;
 mod pending;
+mod queues;
 pub mod ring;
 #[cfg(test)]
 mod tests;

@@ -50,6 +50,12 @@ impl Deadlist {
         self.count == 0
     }
 
+    /// Entries in memory that no checkpoint has taken yet.
+    #[cfg(test)]
+    pub(crate) fn new_entries_slice(&self) -> &[Packed] {
+        &self.tail
+    }
+
     pub(crate) fn append(&mut self, entry: Packed) {
         self.tail.push(entry);
         self.count += 1;

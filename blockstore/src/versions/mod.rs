@@ -16,6 +16,7 @@ mod feed;
 pub(crate) mod ground;
 mod reap;
 
+pub(crate) use apply::SMALL_UNMAP_LEAVES;
 pub(crate) use deadlist::{Deadlist, FrozenDeadlist};
 
 pub(crate) use crate::format::entry::{Kind, Output};
@@ -52,10 +53,12 @@ pub(crate) struct Version {
     pub(crate) parent: u64,
     pub(crate) cut: Record,
     pub(crate) children: Vec<u64>,
-    /// Blocks of the tree, nodes' copies included, born after the cut.
+    /// Blocks of the tree, nodes' copies included, born after the cut; and what jobs still have
+    /// to free of what was the version's, or its former parent's, own.
     pub(crate) own: u64,
     pub(crate) dead: Deadlist,
-    /// Entries of the deadlist born after the parent's own cut: what deleting the parent frees.
+    /// Entries of the deadlist born after the parent's own cut: what deleting the parent frees. At
+    /// least: when the parent takes over an older cut, what that adds is not known without a walk.
     pub(crate) dead_own: u64,
 }
 

@@ -53,7 +53,8 @@ impl State {
         };
         let child = self.version_mut(child_id)?;
         let list = std::mem::replace(&mut child.dead, version.dead);
-        child.own += version.own - child.dead_own;
+        // What the child had found dead is freed, and counted off, by the filter below.
+        child.own += version.own;
         child.dead_own = version.dead_own;
         child.parent = version.parent;
         child.cut = version.cut;

@@ -135,7 +135,7 @@ pub(super) struct Made<'a> {
 #[derive(Debug, Serialize)]
 pub(super) struct Serving<'a> {
     pub pool: &'a str,
-    pub volumes: usize,
+    pub volumes: u64,
     /// Of each volume, if there are few; else one with the name `NAME` for each address.
     pub uris: &'a [String],
     pub control: &'a str,

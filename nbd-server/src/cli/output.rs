@@ -227,7 +227,7 @@ impl<W: Write> Output<W> {
             ),
             ("dirty", human(pool.dirty)),
             ("checkpoints", pool.checkpoints.to_string()),
-            ("opened", format!("{} times", pool.epoch)),
+            ("opens", pool.epoch.to_string()),
             ("flushes", pool.flushes.to_string()),
             ("bad blocks", pool.checksum_errors.to_string()),
             (
@@ -267,17 +267,14 @@ impl<W: Write> Output<W> {
         }
         let found = match report.problems.len() {
             0 => "clean".into(),
-            found => counted(found, "problem"),
+            found => counted(found as u64, "problem"),
         };
-        let CheckReport {
-            volumes,
-            snapshots,
-            blocks,
-            ..
-        } = report;
+        let volumes = counted(report.volumes, "volume");
+        let snapshots = counted(report.snapshots, "snapshot");
+        let blocks = counted(report.blocks, "block");
         writeln!(
             self.out,
-            "{pool}: {found}; {volumes} volumes, {snapshots} snapshots and {blocks} blocks verified"
+            "{pool}: {found}; {volumes}, {snapshots} and {blocks} verified"
         )
     }
 
@@ -292,7 +289,7 @@ impl<W: Write> Output<W> {
 }
 
 /// `1 volume`, `2 volumes`.
-pub(super) fn counted(number: usize, noun: &str) -> String {
+pub(super) fn counted(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
@@ -305,7 +302,6 @@ fn scrub_line(scrub: &ScrubStatus) -> String {
     let ScrubStatus {
         blocks_done,
         blocks_total,
-        rounds,
         ..
     } = scrub;
     let state = if scrub.running {
@@ -315,9 +311,10 @@ fn scrub_line(scrub: &ScrubStatus) -> String {
     };
     let found = match scrub.findings.len() {
         0 => "no damage".into(),
-        found => counted(found, "finding"),
+        found => counted(found as u64, "finding"),
     };
-    format!("{state}, {blocks_done} of {blocks_total} blocks, {found}; {rounds} rounds completed")
+    let rounds = counted(scrub.rounds, "round");
+    format!("{state}, {blocks_done} of {blocks_total} blocks, {found}; {rounds} completed")
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use crate::control::{SOCKET_DEFAULT, SOCKET_VARIABLE};
 use crate::daemon::{Daemon, DaemonOptions};
 
 /// URIs of at most so many volumes are printed.
-const VOLUMES_SHOWN_MAX: usize = 8;
+const VOLUMES_SHOWN_MAX: u64 = 8;
 
 pub(super) fn serve<W: Write>(
     arguments: Serve,
@@ -139,7 +139,7 @@ fn announce<W: Write>(pool: &Path, daemon: &Daemon, output: &mut Output<W>) -> s
     let volumes = daemon.store().volumes();
     let volumes = volumes.into_iter().filter(|volume| !volume.deleted);
     let mut names: Vec<String> = volumes.map(|volume| volume.name).collect();
-    let volumes = names.len();
+    let volumes = names.len() as u64;
     if volumes > VOLUMES_SHOWN_MAX {
         names = vec!["NAME".into()];
     }

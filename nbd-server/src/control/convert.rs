@@ -3,6 +3,7 @@ use blockstore::{
     Error, ErrorKind, Extent, PoolStatus, Result, ScrubStatus, SnapshotInfo, Usage, VersionId,
     VolumeId, VolumeInfo,
 };
+use std::error::Error as _;
 use std::time::SystemTime;
 use tonic::{Code, Status};
 
@@ -35,9 +36,18 @@ pub fn status(error: &Error) -> Status {
     )
 }
 
-/// An answer of the daemon as the store error it was. A code that no store error has, such as a
-/// deadline of the client's own, is `Io`.
+/// An answer of the daemon as the store error it was. Without an answer, because the connection
+/// failed, it is `Gone`; a code that no store error has is `Io`.
 pub fn error(status: &Status) -> Error {
+    if let Some(mut cause) = status.source() {
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        return Error::new(
+            ErrorKind::Gone,
+            format!("the daemon does not answer: {cause}"),
+        );
+    }
     let kind = CODES.iter().find(|(_, code)| *code == status.code());
     Error::new(
         kind.map_or(ErrorKind::Io, |(kind, _)| *kind),

@@ -141,10 +141,10 @@ fn check_lists_each_problem_and_counts() {
         blocks: 3,
         ..CheckReport::default()
     };
-    let clean = "p: clean; 1 volumes, 2 snapshots and 3 blocks verified\n";
+    let clean = "p: clean; 1 volume, 2 snapshots and 3 blocks verified\n";
     assert_eq!(printed(false, |out| out.check("p", &report)), clean);
     report.problems = vec!["I1: block@7 has two owners".into()];
-    let bad = "I1: block@7 has two owners\np: 1 problem; 1 volumes, 2 snapshots and 3 blocks \
+    let bad = "I1: block@7 has two owners\np: 1 problem; 1 volume, 2 snapshots and 3 blocks \
                verified\n";
     assert_eq!(printed(false, |out| out.check("p", &report)), bad);
     let expected = json!({
