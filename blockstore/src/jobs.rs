@@ -219,6 +219,7 @@ impl State {
             if entry.birth() > cut {
                 // Nodes and data alike: the list does not tell them apart, so none is free at once.
                 self.job_frees(entry.address(), entry.birth(), false);
+                self.job_counts_off(output);
             } else {
                 self.job_passes(*entry, output);
             }

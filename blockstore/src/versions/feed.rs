@@ -14,7 +14,7 @@ impl State {
         }
     }
 
-    /// A tree that a job walks gives up a block of its version's own: it is counted off.
+    /// A job frees a block that its version counts as its own: it is counted off.
     pub(crate) fn job_counts_off(&mut self, output: Output) {
         if let Some(version) = self.final_version(output)
             && let Some(version) = self.versions.get_mut(&version)
@@ -39,15 +39,8 @@ impl State {
             }
             Output::Job(id) => {
                 self.changed.insert(id);
-                let mut freed = false;
-                if let Some(Job::Filter { list, cut, .. }) = self.jobs.get_mut(&id) {
+                if let Some(Job::Filter { list, .. }) = self.jobs.get_mut(&id) {
                     list.append(entry);
-                    freed = entry.birth() > *cut;
-                }
-                // The version that took the list over counted the block as its own, since no
-                // deadlist had it yet; the filter is going to free it.
-                if freed {
-                    self.job_counts_off(output);
                 }
             }
         }

@@ -53,10 +53,12 @@ pub(crate) struct Version {
     pub(crate) parent: u64,
     pub(crate) cut: Record,
     pub(crate) children: Vec<u64>,
-    /// Blocks of the tree, nodes' copies included, born after the cut.
+    /// Blocks of the tree, nodes' copies included, born after the cut; and those that jobs will
+    /// still free on its behalf.
     pub(crate) own: u64,
     pub(crate) dead: Deadlist,
-    /// Entries of the deadlist born after the parent's own cut: what deleting the parent frees.
+    /// Entries of the deadlist born after the parent's own cut: what deleting the parent frees. A
+    /// lower bound: when the parent takes over an earlier cut, the list is not counted anew.
     pub(crate) dead_own: u64,
 }
 

@@ -53,7 +53,9 @@ impl State {
         };
         let child = self.version_mut(child_id)?;
         let list = std::mem::replace(&mut child.dead, version.dead);
-        child.own += version.own - child.dead_own;
+        // What the child has found dead of it is counted off as the filter frees it: how much that
+        // is cannot be told now, for the cut may have moved since the list was counted.
+        child.own += version.own;
         child.dead_own = version.dead_own;
         child.parent = version.parent;
         child.cut = version.cut;
