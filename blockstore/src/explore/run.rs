@@ -180,7 +180,7 @@ impl Machine {
     }
 
     /// Deletes all; all space must come back.
-    fn drain(&self, plan: &Plan) {
+    pub(super) fn drain(&self, plan: &Plan) {
         let alive = Rc::default();
         drop(self.simulation.spawn(self.client(plan.habits, &alive).delete_all()));
         assert_eq!(self.drive(&alive, &[]), End::Done);
@@ -188,6 +188,7 @@ impl Machine {
         for _ in 0..600 {
             status = self.pool.status();
             assert_eq!(status.used + status.gated + status.free, status.usable, "I2");
+            fail_on_violations();
             if status.used + status.gated + status.jobs == 0 {
                 break;
             }

@@ -12,15 +12,15 @@ fn plan(seed: u64) -> Plan {
     let fanout = if random.chance(1, 2) { 4 } else { 6 };
     let region_blocks = [256, 512, 1024, 4096][random.index(4)];
     let tight = random.chance(1, 4);
-    let usable = if tight { 600 + random.below(500) } else { 3000 + random.below(3000) };
+    let usable = if tight { 650 + random.below(900) } else { 3000 + random.below(3000) };
     let journal_blocks = if random.chance(1, 2) { 512 } else { 600 };
     let geometry =
         Geometry { blocks: 4128 + journal_blocks + usable, fanout, region_blocks, journal_blocks };
     let faults = random.chance(1, 5);
     let habits = Habits {
-        volumes_max: 1 + random.index(5),
-        snapshots_max: 2 + random.index(10),
-        size_max: [16, 64, 300][random.index(3)],
+        volumes_max: if tight { 1 + random.index(40) } else { 1 + random.index(5) },
+        snapshots_max: if tight { 2 + random.index(60) } else { 2 + random.index(10) },
+        size_max: if tight { 300 } else { [16, 64, 300][random.index(3)] },
         write_max: [4, 8, 40][random.index(3)],
         faults,
         weights: [
@@ -36,8 +36,8 @@ fn plan(seed: u64) -> Plan {
         geometry,
         habits,
         clients: 1 + random.below(5),
-        operations: if tight { 60 } else { 10 + u32::try_from(random.below(50)).unwrap() },
-        crash_span: [50, 300, 1500][random.index(3)],
+        operations: if tight { 150 } else { 10 + u32::try_from(random.below(50)).unwrap() },
+        crash_span: if tight { 6000 } else { [50, 300, 1500][random.index(3)] },
         cuts: 6,
         faults,
         dirty_bytes_max: if random.chance(1, 8) { 1 << 20 } else { 256 << 20 },
@@ -104,4 +104,12 @@ fn whatever_survives_a_crash_keeps_the_promise() {
         println!("{times} times, e.g. seed {seed}: {what}");
     }
     assert!(failures.is_empty(), "{} kinds of violations", failures.len());
+}
+
+#[test]
+fn a_full_pool_refuses_writes_and_nothing_else() {
+    for seed in 0..number("BASALT_FULL_SEEDS").unwrap_or(4) {
+        println!("seed {seed}");
+        super::full::fill_a_pool(seed);
+    }
 }
