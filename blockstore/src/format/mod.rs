@@ -10,6 +10,9 @@ pub(crate) mod record;
 pub(crate) mod superblock;
 pub(crate) mod table;
 
+#[cfg(test)]
+mod tests;
+
 /// The checksum of everything in the pool.
 pub(crate) fn checksum(data: &[u8]) -> u32 {
     crc32fast::hash(data)

@@ -21,6 +21,10 @@ const AUTOCLEAR_CLEAN: u64 = 1;
 /// Bytes 0-4095 are the head; the directory of the region table follows.
 const PLACES_AT: usize = 512;
 
+/// Record numbers fit a birth; other counters leave room to go on. Neither is reached in practice.
+const RECORDS_END: u64 = 1 << 44;
+const COUNTERS_END: u64 = 1 << 62;
+
 /// Which of its two places each region-table block is in, and what it hashes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TableBlock {
@@ -124,6 +128,21 @@ impl Superblock {
         Self::fields(&mut reader, bytes, slot)?.ok_or_else(|| bad("impossible contents"))
     }
 
+    /// Counters that can be counted on, and record numbers that can be births.
+    fn has_sound_numbers(&self) -> bool {
+        let counters = [
+            self.generation,
+            self.epoch,
+            self.replay_position,
+            self.next_id,
+        ];
+        let records = [self.epoch_first.0, self.replay_first.0];
+        counters.iter().all(|number| *number < COUNTERS_END)
+            && records
+                .iter()
+                .all(|number| (1..RECORDS_END).contains(number))
+    }
+
     fn fields(reader: &mut Reader<'_>, bytes: &[u8], slot: u32) -> Result<Option<Self>> {
         let parse = || -> Option<(Self, u64, u32)> {
             let pool_id = reader.take(16)?.try_into().ok()?;
@@ -169,7 +188,8 @@ impl Superblock {
                 next_id,
                 table,
             };
-            Some((superblock, incompatible, algorithm))
+            let sound = superblock.has_sound_numbers();
+            sound.then_some((superblock, incompatible, algorithm))
         };
         let Some((superblock, incompatible, algorithm)) = { parse }() else {
             return Ok(None);
@@ -233,3 +253,8 @@ pub(crate) fn read_root(reader: &mut Reader<'_>) -> Option<Option<NodeRef>> {
         count,
     }))
 }
+
+const _: () = {
+    assert!(PLACES_AT + TABLE_BLOCKS / 8 <= BLOCK_SIZE);
+    assert!(TABLE_BLOCKS * 4 <= BLOCK_SIZE);
+};
