@@ -174,6 +174,27 @@ class Writer(threading.Thread):
             self.history.flushed = max(self.history.flushed, write.sent)
 
 
+class Control(threading.Thread):
+    """Runs the command line until the time of the kill, while the writers write."""
+
+    def __init__(self, crash, end):
+        super().__init__(daemon=True)
+        self.crash = crash
+        self.end = end
+        self.unexpected = None
+
+    def run(self):
+        try:
+            while time.monotonic() < self.end:
+                self.crash.control_once()
+        except CommandFailed as error:
+            # Only a command that the kill cut off may fail.
+            if time.monotonic() < self.end:
+                self.unexpected = str(error)
+        except BaseException as error:
+            self.unexpected = repr(error)
+
+
 class Crash:
     """The rounds of one run."""
 
@@ -196,15 +217,17 @@ class Crash:
         for writer in writers:
             writer.start()
         end = time.monotonic() + self.rng.uniform(0.1, 1.0)
-        control = threading.Thread(target=self.control, args=(end,), daemon=True)
+        control = Control(self, end)
         control.start()
         time.sleep(max(0, end - time.monotonic()))
+        ended = [writer for writer in writers if not writer.is_alive()]
         self.server.kill()
         for thread in [*writers, control]:
             thread.join(30)
             assert not thread.is_alive(), "a client hangs although its server is gone"
-        wrong = [writer.unexpected for writer in writers if writer.unexpected]
-        assert not wrong, f"a write failed before the crash: {wrong[0]}"
+        wrong = [thread.unexpected for thread in [*ended, *writers, control] if thread.unexpected]
+        assert not wrong, f"before the kill: {wrong[0]}"
+        assert not ended, "the server hung up before it was killed"
         self.writes += sum(map(len, self.history.writes.values()))
         if number % 5 == 0:
             self.server.check()
@@ -220,23 +243,14 @@ class Crash:
         assert took < RESTART_SECONDS_MAX, f"it served only after {took:.1f} s"
         self.slowest = max(self.slowest, took)
 
-    def control(self, end):
-        """Snapshots of both volumes at one instant, clones and deletes, while the writers write."""
-        while time.monotonic() < end:
-            try:
-                self.control_once()
-            except CommandFailed:
-                if time.monotonic() < end and self.server.process.poll() is None:
-                    raise
-
     def control_once(self):
+        """Snapshots of both volumes at one instant, clones and deletes."""
         name = f"s{next(self.cut)}"
         if len(self.snapshots) >= SNAPSHOTS_MAX:
-            oldest = self.rng.choice(list(self.snapshots))
-            state = self.snapshots.pop(oldest)
+            chosen = self.rng.choice(list(self.snapshots))
+            del self.snapshots[chosen]
             for volume in VOLUMES:
-                self.server.cli("snapshot", "delete", f"{volume}@{oldest}")
-            del state
+                self.server.cli("snapshot", "delete", f"{volume}@{chosen}")
         before = next(self.history.clock)
         # Known from here on as possibly there: its command may be killed half way.
         self.snapshots[name] = {"after": before, "certain": False, "found": None}
@@ -264,8 +278,12 @@ class Crash:
         self.history.verify(found, self.history.flushed, f"round {number}")
         self.recovered += sum(stamp != self.history.base[place] for place, stamp in found.items())
         self.history.restart_from(found)
-        for leftover in [name for name in self.server.volumes() if name.startswith("clone-")]:
-            self.server.cli("volume", "delete", leftover)
+        for name in self.server.volumes():
+            if name.startswith("clone-"):
+                self.server.cli("volume", "delete", name)
+        for snapshot in present:
+            if snapshot.partition("@")[2] not in self.snapshots:
+                self.server.cli("snapshot", "delete", snapshot)
 
     def everything(self, suffix):
         found = {}
