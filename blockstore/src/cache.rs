@@ -8,9 +8,14 @@ use std::sync::Arc;
 /// Bytes that a node takes in memory, about.
 const NODE_BYTES: u64 = 4400;
 
-/// Nodes by address and birth: an address that is used again never finds its former node.
+/// Nodes by address, birth and CRC: an address that is used again never finds its former node, not
+/// even within the same record.
 #[derive(Debug)]
-pub(crate) struct NodeCache(Cache<(u64, u64), Arc<Node>>);
+pub(crate) struct NodeCache(Cache<(u64, u64, u32), Arc<Node>>);
+
+fn key(stored: &NodeRef) -> (u64, u64, u32) {
+    (stored.address.0, stored.birth.0, stored.crc)
+}
 
 impl NodeCache {
     /// Keeps about so many bytes of nodes.
@@ -20,13 +25,14 @@ impl NodeCache {
     }
 
     pub(crate) fn find(&self, stored: &NodeRef) -> Option<Arc<Node>> {
-        self.0.get(&(stored.address.0, stored.birth.0))
+        self.0.get(&key(stored))
     }
 
     /// Takes a node that is written, without children in memory.
     pub(crate) fn keep(&self, node: Arc<Node>) {
-        self.0
-            .insert((node.header.address.0, node.header.birth.0), node);
+        if let Some(stored) = node.stored() {
+            self.0.insert(key(&stored), node);
+        }
     }
 
     /// Takes all nodes of a written tree that are in memory only because it changed.
@@ -80,7 +86,8 @@ impl<'a> NodeSource<'a> {
 
     pub(crate) fn find(&self, stored: &NodeRef) -> Option<Arc<Node>> {
         let wanted = |node: &&Arc<Node>| {
-            node.header.address == stored.address && node.header.birth == stored.birth
+            node.stored()
+                .is_some_and(|found| key(&found) == key(stored))
         };
         let mut found = self.found.borrow_mut();
         let known = self.loaded.iter().chain(&*found).find(wanted).cloned();

@@ -201,12 +201,21 @@ impl Pool {
             let (change, deleted, answer) = decide(&mut state)?;
             promise.redeem(&mut state);
             let nodes = NodeSource::new(&self.cache, &[]);
-            let record = state.enter_alone(&[change], &nodes)?;
+            // A record of its own: cuts, and everything that names versions. What a deletion takes
+            // out is in it too: nothing would do that after a crash between two records.
+            state.journal.seal();
+            let changes = [change];
+            let record = state.enter(&changes, &journal::encode(&changes), 0, &nodes)?;
             if let Some(deleted) = deleted {
                 state.reap_from(deleted, &nodes)?;
             }
+            assert!(
+                state.journal.newest() == record,
+                "a control operation is one record"
+            );
+            state.journal.seal();
             self.wake(&state);
-            (record.max(state.journal.newest()), answer)
+            (record, answer)
         };
         self.commit(record).await?;
         Ok(answer)

@@ -3,6 +3,7 @@ use crate::cache::NodeCache;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checksum;
+use crate::format::geometry::Geometry;
 use crate::format::pointer::NodeRef;
 use crate::mapping::Node;
 use crate::readers::Reading;
@@ -26,8 +27,7 @@ pub(crate) struct Pool {
     pub(crate) cache: NodeCache,
     /// The pool's identity.
     pub(crate) id: [u8; 16],
-    /// Volume blocks below a leaf.
-    pub(crate) leaf_span: u64,
+    pub(crate) geometry: Geometry,
     pub(crate) flushes: AtomicU64,
     /// A commit ended.
     pub(crate) committed: Event,

@@ -39,18 +39,6 @@ impl State {
         Ok(now)
     }
 
-    /// As [`Self::enter`], in a record of its own: cuts, and everything that names versions.
-    pub(crate) fn enter_alone(
-        &mut self,
-        changes: &[Change],
-        nodes: &NodeSource<'_>,
-    ) -> Result<Record> {
-        self.journal.seal();
-        let record = self.enter(changes, &journal::encode(changes), 0, nodes)?;
-        self.journal.seal();
-        Ok(record)
-    }
-
     /// Whether the checkpointer should run.
     pub(crate) fn checkpoint_is_due(&self, dirty_max: u64) -> bool {
         let gated = self.allocator.gated();

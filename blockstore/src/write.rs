@@ -11,6 +11,7 @@ use crate::pool::Pool;
 use crate::publish::{Made, Published};
 use crate::state::State;
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Record};
+use crate::versions::SMALL_UNMAP_LEAVES;
 use bytes::Bytes;
 use futures_util::future::join_all;
 
@@ -117,12 +118,11 @@ impl Pool {
         edges: &[Edge],
     ) -> Result<Option<Record>> {
         let blocks = u32::try_from(data.len() / BLOCK_SIZE).unwrap_or(u32::MAX);
-        let leaves = u64::from(blocks) / self.span() + 2;
         let need = Need {
             volume,
             journal_bytes: 32 + data.len() / BLOCK_SIZE * 16,
             data: blocks,
-            nodes: leaves + leaves / 64 + 8,
+            nodes: self.geometry.nodes_for(blocks.into()),
             urgency: Urgency::Write,
         };
         let mut promise = self.admit(need).await?;
@@ -197,7 +197,7 @@ impl Pool {
 
     /// Blocks below a leaf.
     pub(crate) fn span(&self) -> u64 {
-        self.leaf_span
+        self.geometry.span(0)
     }
 
     /// Unmaps the whole blocks inside `[first, end)`; `None` if there is nothing to do.
@@ -211,12 +211,15 @@ impl Pool {
         if first >= end {
             return Ok(None);
         }
-        let leaves = ((end - first) / self.span() + 2).min(8);
+        // A small range is released leaf by leaf; of a large one the paths to its two ends are
+        // copied, once for what stays and once for what is taken out.
+        let released = (end - first).min(SMALL_UNMAP_LEAVES * self.span());
+        let nodes = 2 * self.geometry.nodes_for(released);
         let need = Need {
             volume,
             journal_bytes: 32,
             data: 0,
-            nodes: leaves + 4 * 8,
+            nodes,
             urgency,
         };
         let mut promise = self.admit(need).await?;

@@ -131,13 +131,16 @@ impl Clients {
             ..
         } = self.limits;
         let tick = handshake.min(stall).min(stall_crowded) / 5;
+        let tick = tick.clamp(Duration::from_millis(10), Duration::from_secs(1));
         let mut watched: HashMap<u64, Watched> = HashMap::new();
         loop {
-            sleep(tick.clamp(Duration::from_millis(10), Duration::from_secs(1))).await;
+            let asleep = Instant::now();
+            sleep(tick).await;
             if self.stopping() {
                 return;
             }
-            let now = Instant::now();
+            // If this process was halted meanwhile, clients could not move.
+            let passed = asleep.elapsed().min(2 * tick);
             let stall = if self.budget.is_short() {
                 stall_crowded
             } else {
@@ -146,9 +149,8 @@ impl Clients {
             let clients = self.snapshot();
             watched.retain(|id, _| clients.iter().any(|(connected, _)| connected == id));
             for (id, client) in clients {
-                let watched = watched.entry(id).or_insert_with(|| Watched::new(now));
-                let still = watched.look(&client, now);
-                if !client.negotiated.load(Relaxed) && now - client.since > handshake {
+                let still = watched.entry(id).or_default().look(&client, passed);
+                if !client.negotiated.load(Relaxed) && client.since.elapsed() > handshake {
                     tracing::warn!("client {id} dropped: no export chosen within {handshake:?}");
                     client.socket.hang_up();
                 } else if still > stall {
@@ -197,30 +199,27 @@ impl Client {
     }
 }
 
-/// When each direction was last seen to move, or not to have to.
+/// For each direction, the movements seen, and for how long there was none although there had to be.
+#[derive(Debug, Default)]
 struct Watched {
-    incoming: (u32, Instant),
-    outgoing: (u32, Instant),
+    incoming: (u32, Duration),
+    outgoing: (u32, Duration),
 }
 
 impl Watched {
-    fn new(now: Instant) -> Self {
-        Self {
-            incoming: (0, now),
-            outgoing: (0, now),
-        }
-    }
-
-    /// How long a client that must move has not.
-    fn look(&mut self, client: &Client, now: Instant) -> Duration {
-        let look = |flow: &Flow, seen: &mut (u32, Instant)| {
+    /// How long a client that must move has not; `passed` since the last look.
+    fn look(&mut self, client: &Client, passed: Duration) -> Duration {
+        let look = |flow: &Flow, (seen, still): &mut (u32, Duration)| {
             let moved = flow.moved.load(Relaxed);
-            if !flow.waits.load(Relaxed) || moved != seen.0 {
-                *seen = (moved, now);
+            if flow.waits.load(Relaxed) && moved == *seen {
+                *still += passed;
+            } else {
+                (*seen, *still) = (moved, Duration::ZERO);
             }
-            now - seen.1
+            *still
         };
-        look(&client.incoming, &mut self.incoming).max(look(&client.outgoing, &mut self.outgoing))
+        let incoming = look(&client.incoming, &mut self.incoming);
+        incoming.max(look(&client.outgoing, &mut self.outgoing))
     }
 }
 

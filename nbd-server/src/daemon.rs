@@ -93,12 +93,18 @@ impl Daemon {
         progress: &mut (dyn FnMut(Progress) + Send),
     ) -> std::result::Result<Self, StartError> {
         let DaemonOptions { pool, settings } = options;
-        if let Some(size) = settings.create {
+        let bind = || control_socket(pool, settings).map_err(at(Step::Control));
+        let mut socket = None;
+        if let Some(size) = settings.create
+            && !exists(pool).map_err(at(Step::Create))?
+        {
+            // Nothing is made that could not be served.
+            socket = Some(bind()?);
             create_pool(pool, size.0, progress).map_err(at(Step::Create))?;
         }
         let store = Store::open(pool, &store_options(settings)).map_err(at(Step::Open))?;
         create_volumes(&store, settings).map_err(at(Step::Volumes))?;
-        let socket = control_socket(pool, settings).map_err(at(Step::Control))?;
+        let socket = socket.map_or_else(bind, Ok)?;
         let control_path = socket.path().to_path_buf();
         let server = listen(&store, pool, settings).map_err(at(Step::Listen))?;
         let server = Arc::new(server);
@@ -145,13 +151,12 @@ impl Daemon {
     }
 }
 
+fn exists(pool: &Path) -> Result<bool> {
+    pool.try_exists()
+        .map_err(|e| Error::io(format!("pool {}", pool.display()), e))
+}
+
 fn create_pool(pool: &Path, size: u64, progress: &mut (dyn FnMut(Progress) + Send)) -> Result<()> {
-    let exists = pool
-        .try_exists()
-        .map_err(|e| Error::io(format!("pool {}", pool.display()), e))?;
-    if exists {
-        return Ok(());
-    }
     tracing::info!(
         "making pool {} of {}",
         pool.display(),

@@ -197,7 +197,7 @@ fn tls_and_extended_headers_are_refused_politely() {
 #[test]
 fn who_does_not_choose_an_export_in_time_is_dropped_and_others_are_served() {
     let limits = Limits {
-        handshake: Duration::from_millis(300),
+        handshake: Duration::from_secs(1),
         ..Limits::default()
     };
     let served = Served::with(limits);

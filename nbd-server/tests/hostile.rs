@@ -84,10 +84,13 @@ fn who_sends_half_a_payload_is_dropped() {
 
 #[test]
 fn a_slow_client_that_moves_is_not_dropped() {
-    let served = Served::with(strict());
+    let served = Served::with(Limits {
+        stall: Duration::from_secs(2),
+        ..strict()
+    });
     let mut wire = served.client("vol", &[]);
-    wire.send(&request(0, 1, 1, 0, 16));
-    for _ in 0..16 {
+    wire.send(&request(0, 1, 1, 0, 24));
+    for _ in 0..24 {
         // Not to synchronise with anything: being slow is what is tested.
         std::thread::park_timeout(Duration::from_millis(100));
         wire.send(&[5]);

@@ -20,6 +20,8 @@ BLOCK = 4096
 # A restart after `kill -9` must serve within this time.
 RESTART_SECONDS_MAX = 2.0
 COMMAND_SECONDS_MAX = 60
+# A line of the server's log begins with the time.
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\S+Z +(INFO|DEBUG) ")
 
 
 class Skip(Exception):
@@ -334,7 +336,7 @@ class Server:
 
 def clear_error(result, status=1, says=()):
     """An error is one line on stderr that says what a person needs to know."""
-    lines = result.stderr.strip().splitlines()
+    lines = [line for line in result.stderr.strip().splitlines() if not LOG_LINE.match(line)]
     shown = " | ".join(lines)
     command = " ".join(result.args[1:])
     assert result.returncode == status, \

@@ -91,6 +91,8 @@ pub(crate) struct Allocator {
     abandoned: u64,
     log: Log,
     log_len: usize,
+    /// A checkpoint is in progress.
+    freezing: bool,
     data: Stream,
     metadata: [Stream; 2],
     stock: [Vec<Extent>; 2],
@@ -132,6 +134,7 @@ impl Allocator {
             abandoned: 0,
             log: Log::new(),
             log_len: 0,
+            freezing: false,
             data: Stream::at(0, 0),
             metadata: [
                 Stream::at(0, 0),
@@ -247,9 +250,14 @@ impl Allocator {
         self.note(region, start, 1, DeltaKind::Gated);
     }
 
-    /// A used block that no checkpoint froze and no record names becomes free at once.
+    /// A used block that no checkpoint froze and no record names becomes free at once; but behind
+    /// the gate while a checkpoint is in progress, which might take it for itself: then its use by
+    /// the frozen state would come before its former one in the order of the logs.
     pub(crate) fn free_now(&mut self, address: Address) {
         let (region, start) = self.place(address);
+        if self.freezing {
+            return self.free_gated(address);
+        }
         self.used -= 1;
         self.bitmap(region).clear(start..start + 1);
         self.regions[region].free += 1;
@@ -271,6 +279,7 @@ impl Allocator {
     /// The changes since the last freeze, to be written as bitmaps.
     pub(crate) fn freeze(&mut self) -> Log {
         self.log_len = 0;
+        self.freezing = true;
         let log = std::mem::take(&mut self.log);
         for region in log.keys() {
             self.regions[*region].settling = true;
@@ -311,6 +320,11 @@ impl Allocator {
                 self.abandoned -= u64::from(delta.blocks);
             }
         }
+    }
+
+    /// Every region that a checkpoint froze is settled.
+    pub(crate) fn settled(&mut self) {
+        self.freezing = false;
     }
 
     /// Forgets bitmaps that say no more than the disk does, down to `keep`.

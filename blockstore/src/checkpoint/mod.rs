@@ -95,6 +95,7 @@ impl Pool {
             let deltas = log.remove(&region).unwrap_or_default();
             state.allocator.settle(region, entry, &deltas);
         }
+        state.allocator.settled();
         state.allocator.evict(self.options.bitmaps_max());
         Ok(())
     }

@@ -3,9 +3,10 @@ use super::freeze::{Content, FrozenEntry};
 use crate::device::Buffer;
 use crate::error::Result;
 use crate::format::geometry::Geometry;
-use crate::mapping::{Node, Root};
+use crate::mapping::{Child, Node, Root};
 use crate::pool::Pool;
 use crate::units::{Address, BLOCK_SIZE, Record};
+use crate::versions::Output;
 use futures_util::future::join_all;
 use std::sync::Arc;
 
@@ -14,12 +15,15 @@ const BATCH_BLOCKS: usize = 1024;
 /// Blocks joined into one device write.
 const JOIN_BLOCKS: usize = 128;
 
-/// What a job's tree has lost already: its own nodes that end at or before the cursor were freed,
-/// and must neither be written nor pointed to.
+/// What of a job's tree is not the job's: it must neither be written nor pointed to.
 #[derive(Clone, Copy, Debug)]
-struct Consumed {
+struct Share {
     cut: Record,
+    /// The job's own nodes that end at or before it were freed.
     cursor: u64,
+    /// The job skips what was born at or before the cut. The version that it is left to may change
+    /// it in place, so that the job's copy is out of date.
+    own_only: bool,
 }
 
 impl Pool {
@@ -29,14 +33,22 @@ impl Pool {
             let Some(Root::Memory(root)) = entry.root() else {
                 continue;
             };
-            let consumed = match &entry.content {
-                Some(Content::Walk { cut, cursor, .. }) => Some(Consumed {
+            let share = match &entry.content {
+                Some(Content::Walk {
+                    cut,
+                    cursor,
+                    output,
+                    ..
+                }) => Some(Share {
                     cut: *cut,
                     cursor: *cursor,
+                    own_only: *output == Output::Discard,
                 }),
                 _ => None,
             };
-            self.write_tree(root, consumed).await?;
+            if share.is_none_or(|share| !share.own_only || root.header.birth > share.cut) {
+                self.write_tree(root, share).await?;
+            }
         }
         Ok(())
     }
@@ -46,13 +58,13 @@ impl Pool {
         self.write_tree(root, None).await
     }
 
-    async fn write_tree(&self, root: &Arc<Node>, consumed: Option<Consumed>) -> Result<()> {
+    async fn write_tree(&self, root: &Arc<Node>, share: Option<Share>) -> Result<()> {
         let geometry = self.state.lock().geometry;
         let mut unwritten = Vec::new();
-        collect(root, &geometry, consumed, &mut unwritten);
+        collect(root, &geometry, share, &mut unwritten);
         let mut batch = Vec::new();
         for node in unwritten {
-            let bytes = node.write(|index| is_consumed(&node, index, &geometry, consumed));
+            let bytes = node.write(|index| is_pruned(&node, index, &geometry, share));
             if node.header.twin != Address(0) {
                 batch.push((node.header.twin, bytes.clone()));
             }
@@ -93,29 +105,31 @@ impl Pool {
     }
 }
 
-fn is_consumed(node: &Node, index: usize, g: &Geometry, consumed: Option<Consumed>) -> bool {
+fn is_pruned(node: &Node, index: usize, g: &Geometry, share: Option<Share>) -> bool {
+    let level = node.header.level;
+    let Some(share) = share.filter(|_| level > 0) else {
+        return false;
+    };
+    let end = node.header.first + (index as u64 + 1) * g.span(level - 1);
+    let birth = match node.child(index) {
+        Child::Hole => return false,
+        Child::Memory(child) => child.header.birth,
+        Child::Stored(stored) => stored.birth,
+    };
     // A node born at or before the cut is an ancestor's too, and keeps all it has.
-    consumed.is_some_and(|consumed| {
-        let level = node.header.level;
-        let end = node.header.first + (index as u64 + 1) * g.span(level.saturating_sub(1));
-        level > 0 && node.header.birth > consumed.cut && end <= consumed.cursor
-    })
+    let consumed = node.header.birth > share.cut && end <= share.cursor;
+    consumed || share.own_only && birth <= share.cut
 }
 
-fn collect(
-    node: &Arc<Node>,
-    geometry: &Geometry,
-    consumed: Option<Consumed>,
-    into: &mut Vec<Arc<Node>>,
-) {
+fn collect(node: &Arc<Node>, geometry: &Geometry, share: Option<Share>, into: &mut Vec<Arc<Node>>) {
     if node.is_written() {
         return; // and so is all below: children are written first
     }
     for index in 0..node.children_len() {
         if let Some(child) = node.child_in_memory(index)
-            && !is_consumed(node, index, geometry, consumed)
+            && !is_pruned(node, index, geometry, share)
         {
-            collect(child, geometry, consumed, into);
+            collect(child, geometry, share, into);
         }
     }
     into.push(Arc::clone(node));

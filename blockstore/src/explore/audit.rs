@@ -18,8 +18,6 @@ use std::sync::Arc;
 struct Item {
     address: Address,
     birth: Record,
-    /// First volume block behind it.
-    end: u64,
     node: bool,
 }
 
@@ -79,10 +77,11 @@ impl Audit<'_> {
         node.map(Arc::new)
     }
 
-    fn tree(&mut self, root: &Root, cuts: &[Record], who: &str) -> Vec<Item> {
+    /// What a tree holds from block `from` on.
+    fn tree(&mut self, root: &Root, cuts: &[Record], from: u64, who: &str) -> Vec<Item> {
         let mut items = Vec::new();
         let above = Record(0);
-        self.walk(root.as_child(), cuts, above, who, &mut items);
+        self.walk(root.as_child(), cuts, above, from, who, &mut items);
         items
     }
 
@@ -91,6 +90,7 @@ impl Audit<'_> {
         child: Child<'_>,
         cuts: &[Record],
         above: Record,
+        from: u64,
         who: &str,
         items: &mut Vec<Item>,
     ) {
@@ -116,13 +116,11 @@ impl Audit<'_> {
             }
         };
         i9(self, above, header.birth);
-        let end = header.first + self.state.geometry.span(header.level);
         let (birth, copies) = (header.birth, [header.address, header.twin]);
         for address in copies.into_iter().filter(|copy| *copy != Address(0)) {
             items.push(Item {
                 address,
                 birth,
-                end,
                 node: true,
             });
         }
@@ -130,7 +128,10 @@ impl Audit<'_> {
         for index in 0..node.children_len() {
             if header.level > 0 {
                 count += node.child(index).count();
-                self.walk(node.child(index), cuts, header.birth, who, items);
+                let span = self.state.geometry.span(header.level - 1);
+                if header.first + (index as u64 + 1) * span > from {
+                    self.walk(node.child(index), cuts, header.birth, from, who, items);
+                }
                 continue;
             }
             let slot = node.slot(index);
@@ -138,16 +139,18 @@ impl Audit<'_> {
                 continue;
             }
             count += 1;
+            let end = header.first + index as u64 + 1;
+            if end <= from {
+                continue;
+            }
             i9(self, header.birth, slot.birth());
             let block = self.image.block(slot.address().0);
             if checksum(&block) != slot.crc() {
                 self.problem(format!("I3: {who}: data {slot:?} does not verify"));
             }
-            let end = header.first + index as u64 + 1;
             items.push(Item {
                 address: slot.address(),
                 birth: slot.birth(),
-                end,
                 node: false,
             });
         }
@@ -170,7 +173,7 @@ impl Audit<'_> {
         let state = self.state;
         for (id, version) in &state.versions {
             let who = format!("version {id}");
-            let items = self.tree(&version.root, &self.lineage(*id), &who);
+            let items = self.tree(&version.root, &self.lineage(*id), 0, &who);
             let mine: Vec<_> = items
                 .iter()
                 .filter(|item| item.birth > version.cut)
@@ -264,7 +267,7 @@ impl Audit<'_> {
                 .iter()
                 .filter(|entry| entry.birth() > parent_cut)
                 .count() as u64;
-            if !self.is_fed(*id) && own != version.dead_own {
+            if !self.is_fed(*id) && own < version.dead_own {
                 self.problem(format!("{who} counts {} own, has {own}", version.dead_own));
             }
             let addresses = |id: &u64| -> BTreeSet<u64> {
@@ -296,9 +299,14 @@ impl Audit<'_> {
                 Job::Walk {
                     root, cut, cursor, ..
                 } => {
-                    let items = self.tree(root, &[], &who);
-                    let ahead = items.into_iter().filter(|item| item.end > *cursor);
-                    (*cut, ahead.map(|item| (item.address, item.birth)).collect())
+                    let items = self.tree(root, &[], *cursor, &who);
+                    (
+                        *cut,
+                        items
+                            .iter()
+                            .map(|item| (item.address, item.birth))
+                            .collect(),
+                    )
                 }
                 Job::Filter { cut, list, .. } => {
                     let entries = self.entries(list, &who);
@@ -332,7 +340,7 @@ impl Audit<'_> {
     }
 
     fn catalogue(&mut self, root: Option<NodeRef>) {
-        for item in self.tree(&Root::from_stored(root), &[], "the catalogue") {
+        for item in self.tree(&Root::from_stored(root), &[], 0, "the catalogue") {
             self.own(item.address, "the catalogue");
             if !item.node {
                 let block = self.image.block(item.address.0);

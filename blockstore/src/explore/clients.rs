@@ -100,7 +100,7 @@ impl Client {
         let expected = self.habits.faults && faulty.contains(&error.kind());
         if error.kind() == ErrorKind::NoSpace && allowed.contains(&ErrorKind::NoSpace) {
             let status = self.pool.status();
-            if status.free > status.usable / 2 && status.free > 1024 * BLOCK_BYTES {
+            if status.free > status.usable / 2 && status.free > 2048 * BLOCK_BYTES {
                 violation(format!(
                     "{what}: {error:?} with {} of {} free",
                     status.free, status.usable

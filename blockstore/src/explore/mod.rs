@@ -4,6 +4,7 @@
 //! The engine tells each published change here, in its order; [`model`] keeps what it means.
 mod audit;
 mod clients;
+mod full;
 mod model;
 mod run;
 mod tests;

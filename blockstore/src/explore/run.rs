@@ -205,7 +205,7 @@ impl Machine {
     }
 
     /// Deletes all; all space must come back.
-    fn drain(&self, plan: &Plan) {
+    pub(super) fn drain(&self, plan: &Plan) {
         let alive = Rc::default();
         drop(
             self.simulation
@@ -220,6 +220,7 @@ impl Machine {
                 status.usable,
                 "I2"
             );
+            fail_on_violations();
             if status.used + status.gated + status.jobs == 0 {
                 break;
             }

@@ -13,7 +13,7 @@ fn plan(seed: u64) -> Plan {
     let region_blocks = [256, 512, 1024, 4096][random.index(4)];
     let tight = random.chance(1, 4);
     let usable = if tight {
-        600 + random.below(500)
+        650 + random.below(900)
     } else {
         3000 + random.below(3000)
     };
@@ -26,9 +26,21 @@ fn plan(seed: u64) -> Plan {
     };
     let faults = random.chance(1, 5);
     let habits = Habits {
-        volumes_max: 1 + random.index(5),
-        snapshots_max: 2 + random.index(10),
-        size_max: [16, 64, 300][random.index(3)],
+        volumes_max: if tight {
+            1 + random.index(40)
+        } else {
+            1 + random.index(5)
+        },
+        snapshots_max: if tight {
+            2 + random.index(60)
+        } else {
+            2 + random.index(10)
+        },
+        size_max: if tight {
+            300
+        } else {
+            [16, 64, 300][random.index(3)]
+        },
         write_max: [4, 8, 40][random.index(3)],
         faults,
         weights: [
@@ -45,11 +57,15 @@ fn plan(seed: u64) -> Plan {
         habits,
         clients: 1 + random.below(5),
         operations: if tight {
-            60
+            150
         } else {
             10 + u32::try_from(random.below(50)).unwrap()
         },
-        crash_span: [50, 300, 1500][random.index(3)],
+        crash_span: if tight {
+            6000
+        } else {
+            [50, 300, 1500][random.index(3)]
+        },
         cuts: 6,
         faults,
         dirty_bytes_max: if random.chance(1, 8) {
@@ -133,4 +149,12 @@ fn whatever_survives_a_crash_keeps_the_promise() {
         "{} kinds of violations",
         failures.len()
     );
+}
+
+#[test]
+fn a_full_pool_refuses_writes_and_nothing_else() {
+    for seed in 0..number("BASALT_FULL_SEEDS").unwrap_or(4) {
+        println!("seed {seed}");
+        super::full::fill_a_pool(seed);
+    }
 }

@@ -1,8 +1,9 @@
 //! Where the fixed structures of a pool are, and how its regions and nodes are shaped.
 use crate::limits::{
-    FANOUT, JOURNAL_BLOCKS, JOURNAL_BLOCKS_MIN, REGION_BLOCKS, REGIONS_MAX, TABLE_BLOCKS,
+    FANOUT, JOURNAL_BLOCKS, JOURNAL_BLOCKS_MIN, LEVEL_MAX, REGION_BLOCKS, REGIONS_MAX,
+    TABLE_BLOCKS, VOLUME_BYTES_MAX,
 };
-use crate::units::Address;
+use crate::units::{Address, BLOCK_BYTES};
 
 /// Blocks of a superblock slot.
 pub(crate) const SLOT_BLOCKS: u64 = 2;
@@ -123,6 +124,19 @@ impl Geometry {
         } else {
             self.fanout
         })
+    }
+
+    /// Nodes that changing a range of `blocks` may touch, at worst.
+    pub(crate) fn nodes_for(&self, blocks: u64) -> u64 {
+        let mut nodes = 0;
+        for level in 0..=LEVEL_MAX {
+            let span = self.span(level);
+            nodes += blocks / span + 2;
+            if span >= VOLUME_BYTES_MAX / BLOCK_BYTES {
+                break;
+            }
+        }
+        nodes
     }
 
     /// Volume blocks below a node of `level`.

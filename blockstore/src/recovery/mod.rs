@@ -68,7 +68,7 @@ impl Pool {
             cache: NodeCache::new(options.cache_bytes_max),
             options,
             id: superblock.pool_id,
-            leaf_span: superblock.geometry.span(0),
+            geometry: superblock.geometry,
             flushes: AtomicU64::new(0),
             committed: event_listener::Event::new(),
             room: event_listener::Event::new(),

@@ -8,6 +8,7 @@ use crate::journal::Mark;
 use crate::mapping::Node;
 use crate::pool::Pool;
 use crate::units::{Address, Record};
+use crate::versions::SMALL_UNMAP_LEAVES;
 use std::sync::Arc;
 
 impl Pool {
@@ -60,18 +61,17 @@ impl Pool {
     }
 
     async fn apply_again(&self, change: &Change, record: Record) -> Result<()> {
-        let leaves = match change {
-            Change::Map { runs, .. } => {
-                runs.iter().map(|run| run.crcs.len() as u64).sum::<u64>() / self.span() + 2
-            }
-            _ => 8,
+        let blocks = match change {
+            Change::Map { runs, .. } => runs.iter().map(|run| run.crcs.len() as u64).sum(),
+            _ => SMALL_UNMAP_LEAVES * self.span(),
         };
+        let nodes_max = 2 * self.geometry.nodes_for(blocks);
         let mut loaded: Vec<Arc<Node>> = Vec::new();
         loop {
             let wait = {
                 let mut state = self.state.lock();
                 let nodes = NodeSource::new(&self.cache, &loaded);
-                match state.allocator.stock_metadata(leaves * 2 + 40) {
+                match state.allocator.stock_metadata(nodes_max) {
                     Err(short) => Err(short),
                     Ok(()) => match state.missing(change, &nodes)? {
                         Some(missing) => Ok((missing, state.readers.begin())),

@@ -11,7 +11,7 @@ use crate::state::State;
 use crate::units::{Address, Record};
 
 /// Leaves up to which an unmap releases block by block at once; beyond, a job does it.
-const SMALL_UNMAP_LEAVES: u64 = 4;
+pub(crate) const SMALL_UNMAP_LEAVES: u64 = 4;
 
 fn impossible(what: impl std::fmt::Display) -> Error {
     Error::new(

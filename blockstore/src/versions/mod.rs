@@ -16,6 +16,7 @@ mod feed;
 pub(crate) mod ground;
 mod reap;
 
+pub(crate) use apply::SMALL_UNMAP_LEAVES;
 pub(crate) use deadlist::{Deadlist, FrozenDeadlist};
 
 pub(crate) use crate::format::entry::{Kind, Output};
