@@ -44,9 +44,13 @@ impl Image {
     }
 
     pub(crate) fn read(&self, address: u64, count: u64) -> Vec<u8> {
-        let zeroes = Bytes::from_static(&[0; BLOCK]);
-        let block = |at| self.content.get(&at).unwrap_or(&zeroes).to_vec();
-        (address..address + count).flat_map(block).collect()
+        let mut data = vec![0; usize::try_from(count).unwrap() * BLOCK];
+        for (address, place) in (address..).zip(data.chunks_mut(BLOCK)) {
+            if let Some(block) = self.content.get(&address) {
+                place.copy_from_slice(block);
+            }
+        }
+        data
     }
 
     pub(crate) fn write(&mut self, address: u64, data: &[u8]) {

@@ -20,7 +20,7 @@ use std::time::Duration;
 use world::{Content, World, assert_lost, empty, is, read_everything};
 
 /// Cases for each image.
-const CASES: usize = 120;
+const CASES: usize = 80;
 /// What no case takes, however slow the machine is.
 const HANG: Duration = Duration::from_mins(1);
 
