@@ -120,7 +120,7 @@ pub(super) fn fill_a_pool(seed: u64) {
     let fanout = if random.chance(1, 2) { 4 } else { 6 };
     let plan = plan(900 + random.below(3000), fanout);
     let image = empty_pool(plan.geometry);
-    let Ok(machine) = Machine::open(image, random.next_u64(), &plan, None) else {
+    let Ok(machine) = Machine::open(image, random.next_u64(), &plan, None, None) else {
         panic!("no crash was asked for");
     };
     machine.simulation.crash_at(u64::MAX);
