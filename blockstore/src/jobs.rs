@@ -89,10 +89,8 @@ impl Pool {
                     return Ok(false);
                 }
                 if state.left_for_jobs() < STEP_BLOCKS {
-                    if state.checkpoint_gives_space() {
-                        state.checkpoint_wanted = true;
-                        self.checkpoint_work.notify(usize::MAX);
-                    }
+                    state.checkpoint_wanted |= state.checkpoint_gives_space();
+                    self.wake_checkpoint(&state);
                     return Ok(false);
                 }
                 let nodes = NodeSource::new(&self.cache, &loaded);

@@ -26,10 +26,8 @@ impl Allocator {
                 if unavailable.bits() - unavailable.count() != region.free {
                     problems.push(format!("region {index} counts {} free", region.free));
                 }
-                for run in bitmap.set_runs() {
-                    if run.into_iter().any(|bit| !unavailable.get(bit)) {
-                        problems.push(format!("region {index} offers what is used"));
-                    }
+                if bitmap.set_runs().flatten().any(|bit| !unavailable.get(bit)) {
+                    problems.push(format!("region {index} offers what is used"));
                 }
             }
         }

@@ -314,16 +314,13 @@ impl Audit<'_> {
                     (*cut, entries.iter().map(pair).collect::<Vec<_>>())
                 }
             };
-            let parent = match to {
-                Output::Version(version) => match state.versions.get(&version) {
-                    Some(version) => Some(version.parent),
-                    None => {
-                        self.problem(format!("{who} feeds version {version}, which is gone"));
-                        None
-                    }
-                },
-                _ => None,
-            };
+            let mut parent = None;
+            if let Output::Version(version) = to {
+                parent = state.versions.get(&version).map(|version| version.parent);
+                if parent.is_none() {
+                    self.problem(format!("{who} feeds version {version}, which is gone"));
+                }
+            }
             let kept: BTreeSet<u64> = parent
                 .and_then(|id| trees.get(&id))
                 .map_or(BTreeSet::new(), |items| {
@@ -344,10 +341,9 @@ impl Audit<'_> {
             self.own(item.address, "the catalogue");
             if !item.node {
                 let block = self.image.block(item.address.0);
-                for bytes in block.chunks(CATALOGUE_ENTRY_BYTES) {
-                    if crate::format::entry::Entry::decode(bytes).is_none() {
-                        self.problem(format!("{} is no catalogue block", item.address));
-                    }
+                let mut entries = block.chunks(CATALOGUE_ENTRY_BYTES);
+                if entries.any(|bytes| crate::format::entry::Entry::decode(bytes).is_none()) {
+                    self.problem(format!("{} is no catalogue block", item.address));
                 }
             }
         }
@@ -368,7 +364,9 @@ impl Audit<'_> {
                 }
             }
         }
-        lost.into_iter().for_each(|what| self.problem(what));
+        for what in lost {
+            self.problem(what);
+        }
     }
 
     fn allocator(&mut self) {
@@ -397,6 +395,8 @@ impl Audit<'_> {
                 problems.push(format!("block@{address} of {owner} is not marked as used"));
             }
         }
-        problems.into_iter().for_each(|what| self.problem(what));
+        for what in problems {
+            self.problem(what);
+        }
     }
 }

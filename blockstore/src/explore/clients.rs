@@ -111,7 +111,7 @@ impl Client {
         }
     }
 
-    fn volume(&self, random: &mut Random) -> Option<(u64, Rc<Content>)> {
+    fn volume(random: &mut Random) -> Option<(u64, Rc<Content>)> {
         let world = now();
         let live = world.volumes.iter().filter(|(_, volume)| volume.head != 0);
         let id = one(random, live.map(|(id, _)| *id).collect())?;
@@ -130,10 +130,10 @@ impl Client {
     }
 
     async fn write(&self, random: &mut Random) {
-        let Some((volume, content)) = self.volume(random) else {
+        let Some((volume, content)) = Self::volume(random) else {
             return;
         };
-        let (offset, length) = self.range(random, content.size, self.habits.write_max);
+        let (offset, length) = Self::range(random, content.size, self.habits.write_max);
         let mut data = vec![0; usize::try_from(length).unwrap()];
         random.fill(&mut data);
         let data = Bytes::from(data);
@@ -157,7 +157,7 @@ impl Client {
     }
 
     /// A byte range of a volume: mostly small, often on block boundaries.
-    fn range(&self, random: &mut Random, size: u64, blocks_max: u64) -> (u64, u64) {
+    fn range(random: &mut Random, size: u64, blocks_max: u64) -> (u64, u64) {
         let blocks = size / BLOCK_BYTES;
         let most = if random.chance(1, 8) { blocks_max } else { 3 };
         let length = (1 + random.below(most)).min(blocks);
@@ -176,7 +176,7 @@ impl Client {
     }
 
     async fn unmap(&self, random: &mut Random) {
-        let Some((volume, content)) = self.volume(random) else {
+        let Some((volume, content)) = Self::volume(random) else {
             return;
         };
         let most = if random.chance(1, 2) {
@@ -184,7 +184,7 @@ impl Client {
         } else {
             8
         };
-        let (offset, length) = self.range(random, content.size, most);
+        let (offset, length) = Self::range(random, content.size, most);
         let (offset, length) = if random.chance(1, 10) {
             (0, content.size)
         } else {
@@ -203,7 +203,7 @@ impl Client {
             match intending(&intent, self.pool.trim(volume, offset, length)).await {
                 Ok(Some(record)) => {
                     let (low, high) = (offset.next_multiple_of(BLOCK_BYTES), end / BLOCK_BYTES);
-                    self.check_zero(&intent, start, volume, low, high * BLOCK_BYTES);
+                    Self::check_zero(&intent, start, volume, low, high * BLOCK_BYTES);
                     self.maybe_commit(random, Some(record)).await;
                 }
                 Ok(None) => {}
@@ -220,7 +220,7 @@ impl Client {
         self.doing.set("zero");
         match intending(&intent, self.pool.zero(volume, offset, length, allocate)).await {
             Ok(record) => {
-                self.check_zero(&intent, start, volume, offset, end);
+                Self::check_zero(&intent, start, volume, offset, end);
                 self.maybe_commit(random, record).await;
             }
             Err(error) => self.judge("zero", &error, &allowed),
@@ -228,7 +228,7 @@ impl Client {
     }
 
     /// A range must read as zeroes now, unless somebody else changed the volume since.
-    fn check_zero(&self, intent: &Rc<Intent>, start: usize, volume: u64, low: u64, high: u64) {
+    fn check_zero(intent: &Rc<Intent>, start: usize, volume: u64, low: u64, high: u64) {
         with_model(|model| {
             let foreign =
                 |by: &Option<Rc<Intent>>| by.as_ref().is_none_or(|by| !Rc::ptr_eq(by, intent));
@@ -249,10 +249,10 @@ impl Client {
         if random.chance(1, 4) {
             return self.read_snapshot(random).await;
         }
-        let Some((volume, content)) = self.volume(random) else {
+        let Some((volume, content)) = Self::volume(random) else {
             return;
         };
-        let (offset, length) = self.range(random, content.size, content.size / BLOCK_BYTES);
+        let (offset, length) = Self::range(random, content.size, content.size / BLOCK_BYTES);
         let start = with_model(|model| model.log.len());
         self.doing.set("read");
         match self.pool.read(Target::Volume(volume), offset, length).await {
@@ -310,6 +310,7 @@ impl Client {
             .await;
     }
 
+    #[expect(clippy::too_many_lines, reason = "one draw, one operation: a table")]
     async fn control(&self, random: &mut Random) {
         let world = now();
         let volumes: Vec<_> = world.volumes.values().cloned().collect();

@@ -234,7 +234,9 @@ impl World {
                     volume.snapshots.retain(|_, id| id != version);
                 }
                 let all: Vec<u64> = self.volumes.keys().copied().collect();
-                all.into_iter().for_each(|id| self.forget_empty(id));
+                for id in all {
+                    self.forget_empty(id);
+                }
             }
         }
         Ok(())

@@ -95,7 +95,9 @@ impl Machine {
     ) -> Result<Self, (Arc<SimulatedDevice>, Simulation)> {
         let simulation = Simulation::new(seed);
         let device = simulation.device(image);
-        fault.into_iter().for_each(|fault| device.fail(fault));
+        if let Some(fault) = fault {
+            device.fail(fault);
+        }
         let options = Options {
             dirty_bytes_max: plan.dirty_bytes_max,
             ..Options::default()
@@ -317,7 +319,7 @@ fn survivor(device: &SimulatedDevice, random: &mut Random) -> Image {
 
 fn inject(device: &SimulatedDevice, random: &mut Random) {
     let counts = device.counts();
-    for _ in 0..1 + random.below(3) {
+    for _ in 0..=random.below(3) {
         device.fail(match random.below(4) {
             0 => Fault::Read(counts.reads + 1 + random.below(100)),
             1 => Fault::Flush(counts.flushes + 1 + random.below(20)),
