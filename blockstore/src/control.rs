@@ -217,7 +217,10 @@ impl Pool {
             if let Some(deleted) = deleted {
                 state.reap_from(deleted, &nodes)?;
             }
-            assert!(state.journal.newest() == record, "a control operation is one record");
+            assert!(
+                state.journal.newest() == record,
+                "a control operation is one record"
+            );
             state.journal.seal();
             self.wake(&state);
             (record, answer)

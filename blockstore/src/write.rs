@@ -221,7 +221,11 @@ impl Pool {
         let shared = {
             let state = self.state.lock();
             let head = state.version(head_of(&state, volume)?)?;
-            if head.parent == 0 { 0 } else { head.root.count().min(end - first) }
+            if head.parent == 0 {
+                0
+            } else {
+                head.root.count().min(end - first)
+            }
         };
         let need = Need {
             volume,

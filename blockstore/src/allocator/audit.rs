@@ -34,10 +34,17 @@ impl Allocator {
             }
         }
         if used.len() as u64 != self.used {
-            problems.push(format!("{} used are counted, {} are", self.used, used.len()));
+            problems.push(format!(
+                "{} used are counted, {} are",
+                self.used,
+                used.len()
+            ));
         }
         if free + claimed != self.free() {
-            problems.push(format!("I2: {} free counted, {free}+{claimed} are", self.free()));
+            problems.push(format!(
+                "I2: {} free counted, {free}+{claimed} are",
+                self.free()
+            ));
         }
         (used, problems)
     }

@@ -125,12 +125,7 @@ fn is_pruned(node: &Node, index: usize, g: &Geometry, share: Option<Share>) -> b
     consumed || share.own_only && birth <= share.cut
 }
 
-fn collect(
-    node: &Arc<Node>,
-    geometry: &Geometry,
-    share: Option<Share>,
-    into: &mut Vec<Arc<Node>>,
-) {
+fn collect(node: &Arc<Node>, geometry: &Geometry, share: Option<Share>, into: &mut Vec<Arc<Node>>) {
     if node.is_written() {
         return; // and so is all below: children are written first
     }

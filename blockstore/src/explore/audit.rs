@@ -110,13 +110,19 @@ impl Audit<'_> {
         let header = node.header;
         let i9 = |audit: &mut Self, above: Record, birth: Record| {
             if above > Record(0) && cuts.iter().any(|cut| above <= *cut && birth > *cut) {
-                audit.problem(format!("I9: {who}: born {above} holds what is born {birth}"));
+                audit.problem(format!(
+                    "I9: {who}: born {above} holds what is born {birth}"
+                ));
             }
         };
         i9(self, above, header.birth);
         let (birth, copies) = (header.birth, [header.address, header.twin]);
         for address in copies.into_iter().filter(|copy| *copy != Address(0)) {
-            items.push(Item { address, birth, node: true });
+            items.push(Item {
+                address,
+                birth,
+                node: true,
+            });
         }
         let mut count = 0;
         for index in 0..node.children_len() {
@@ -142,7 +148,11 @@ impl Audit<'_> {
             if checksum(&block) != slot.crc() {
                 self.problem(format!("I3: {who}: data {slot:?} does not verify"));
             }
-            items.push(Item { address: slot.address(), birth: slot.birth(), node: false });
+            items.push(Item {
+                address: slot.address(),
+                birth: slot.birth(),
+                node: false,
+            });
         }
         if count != node.count() {
             self.problem(format!("{who}: {:?} counts {count}", node.header));
@@ -164,19 +174,30 @@ impl Audit<'_> {
         for (id, version) in &state.versions {
             let who = format!("version {id}");
             let items = self.tree(&version.root, &self.lineage(*id), 0, &who);
-            let mine: Vec<_> = items.iter().filter(|item| item.birth > version.cut).collect();
+            let mine: Vec<_> = items
+                .iter()
+                .filter(|item| item.birth > version.cut)
+                .collect();
             for item in &mine {
                 self.own(item.address, &who);
             }
             if !self.is_fed(*id) && mine.len() as u64 != version.own {
-                self.problem(format!("{who} counts {} own, has {}", version.own, mine.len()));
+                self.problem(format!(
+                    "{who} counts {} own, has {}",
+                    version.own,
+                    mine.len()
+                ));
             }
             let ghost = version.kind == crate::versions::Kind::Ghost;
             if ghost && version.children.len() <= 1 {
                 self.problem(format!("{who} is deleted and not needed, but there"));
             }
             for child in &version.children {
-                if state.versions.get(child).is_none_or(|child| child.parent != *id) {
+                if state
+                    .versions
+                    .get(child)
+                    .is_none_or(|child| child.parent != *id)
+                {
                     self.problem(format!("{who} has child {child}, which says otherwise"));
                 }
             }
@@ -197,7 +218,11 @@ impl Audit<'_> {
         let mut cut = Record(u64::MAX);
         while let Output::Job(id) = output {
             match self.state.jobs.get(&id) {
-                Some(Job::Filter { cut: next, output: to, .. }) => {
+                Some(Job::Filter {
+                    cut: next,
+                    output: to,
+                    ..
+                }) => {
                     (cut, output) = (cut.min(*next), *to);
                 }
                 _ => return (Output::Discard, cut),
@@ -223,7 +248,11 @@ impl Audit<'_> {
             chain = decoded.previous;
         }
         if entries.len() as u64 != list.count() {
-            self.problem(format!("{who} counts {}, has {}", list.count(), entries.len()));
+            self.problem(format!(
+                "{who} counts {}, has {}",
+                list.count(),
+                entries.len()
+            ));
         }
         entries
     }
@@ -234,7 +263,10 @@ impl Audit<'_> {
             let who = format!("the deadlist of version {id}");
             let entries = self.entries(&version.dead, &who);
             let parent_cut = state.parent_cut(version.parent);
-            let own = entries.iter().filter(|entry| entry.birth() > parent_cut).count() as u64;
+            let own = entries
+                .iter()
+                .filter(|entry| entry.birth() > parent_cut)
+                .count() as u64;
             if !self.is_fed(*id) && own < version.dead_own {
                 self.problem(format!("{who} counts {} own, has {own}", version.dead_own));
             }
@@ -264,9 +296,17 @@ impl Audit<'_> {
             let who = format!("job {id}");
             let (to, lower) = self.final_output(job.output());
             let (cut, blocks) = match job {
-                Job::Walk { root, cut, cursor, .. } => {
+                Job::Walk {
+                    root, cut, cursor, ..
+                } => {
                     let items = self.tree(root, &[], *cursor, &who);
-                    (*cut, items.iter().map(|item| (item.address, item.birth)).collect())
+                    (
+                        *cut,
+                        items
+                            .iter()
+                            .map(|item| (item.address, item.birth))
+                            .collect(),
+                    )
                 }
                 Job::Filter { cut, list, .. } => {
                     let entries = self.entries(list, &who);
@@ -286,7 +326,9 @@ impl Audit<'_> {
             };
             let kept: BTreeSet<u64> = parent
                 .and_then(|id| trees.get(&id))
-                .map_or(BTreeSet::new(), |items| items.iter().map(|i| i.address.0).collect());
+                .map_or(BTreeSet::new(), |items| {
+                    items.iter().map(|i| i.address.0).collect()
+                });
             for (address, birth) in blocks {
                 if birth > cut.min(lower) {
                     self.own(address, &who);
@@ -316,9 +358,10 @@ impl Audit<'_> {
         let mut lost = Vec::new();
         for (id, items) in trees {
             let version = &self.state.versions[id];
-            let parent: BTreeSet<u64> = trees
-                .get(&version.parent)
-                .map_or(BTreeSet::new(), |items| items.iter().map(|i| i.address.0).collect());
+            let parent: BTreeSet<u64> =
+                trees.get(&version.parent).map_or(BTreeSet::new(), |items| {
+                    items.iter().map(|i| i.address.0).collect()
+                });
             for item in items.iter().filter(|item| item.birth <= version.cut) {
                 if !parent.contains(&item.address.0) || !self.owners.contains_key(&item.address.0) {
                     lost.push(format!("version {id} shares {} with nobody", item.address));
@@ -337,7 +380,10 @@ impl Audit<'_> {
             let blocks = start..start + geometry.bitmap_blocks();
             let all: Vec<u8> = blocks.flat_map(|block| self.image.block(block)).collect();
             let fresh = entry == crate::format::table::RegionEntry::default();
-            assert!(fresh || checksum(&all[..bytes]) == entry.crc, "bitmap {region}");
+            assert!(
+                fresh || checksum(&all[..bytes]) == entry.crc,
+                "bitmap {region}"
+            );
             Bitmap::from_bytes(&all, geometry.region_blocks)
         };
         let (used, mut problems) = self.state.allocator.audit(stored);

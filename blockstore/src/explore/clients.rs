@@ -101,7 +101,10 @@ impl Client {
         if error.kind() == ErrorKind::NoSpace && allowed.contains(&ErrorKind::NoSpace) {
             let status = self.pool.status();
             if status.free > status.usable / 2 && status.free > 2048 * BLOCK_BYTES {
-                violation(format!("{what}: {error:?} with {} of {} free", status.free, status.usable));
+                violation(format!(
+                    "{what}: {error:?} with {} of {} free",
+                    status.free, status.usable
+                ));
             }
         } else if !expected && !allowed.contains(&error.kind()) {
             violation(format!("{what}: {error:?}"));
@@ -116,7 +119,9 @@ impl Client {
     }
 
     async fn maybe_commit(&self, random: &mut Random, record: Option<Record>) {
-        let Some(record) = record.filter(|_| random.chance(1, 5)) else { return };
+        let Some(record) = record.filter(|_| random.chance(1, 5)) else {
+            return;
+        };
         self.doing.set("fua");
         match self.pool.commit(record).await {
             Ok(()) => with_model(|model| model.acknowledge(record)),
@@ -125,12 +130,18 @@ impl Client {
     }
 
     async fn write(&self, random: &mut Random) {
-        let Some((volume, content)) = self.volume(random) else { return };
+        let Some((volume, content)) = self.volume(random) else {
+            return;
+        };
         let (offset, length) = self.range(random, content.size, self.habits.write_max);
         let mut data = vec![0; usize::try_from(length).unwrap()];
         random.fill(&mut data);
         let data = Bytes::from(data);
-        let kind = IntentKind::Write { volume, offset, data: data.clone() };
+        let kind = IntentKind::Write {
+            volume,
+            offset,
+            data: data.clone(),
+        };
         let intent = Intent::new(kind);
         self.doing.set("write");
         match intending(&intent, self.pool.write(volume, offset, data)).await {
@@ -165,16 +176,29 @@ impl Client {
     }
 
     async fn unmap(&self, random: &mut Random) {
-        let Some((volume, content)) = self.volume(random) else { return };
-        let most = if random.chance(1, 2) { content.size / BLOCK_BYTES } else { 8 };
+        let Some((volume, content)) = self.volume(random) else {
+            return;
+        };
+        let most = if random.chance(1, 2) {
+            content.size / BLOCK_BYTES
+        } else {
+            8
+        };
         let (offset, length) = self.range(random, content.size, most);
-        let (offset, length) =
-            if random.chance(1, 10) { (0, content.size) } else { (offset, length) };
+        let (offset, length) = if random.chance(1, 10) {
+            (0, content.size)
+        } else {
+            (offset, length)
+        };
         let end = offset + length;
         let start = with_model(|model| model.log.len());
         let allowed = [ErrorKind::NoSpace, ErrorKind::Gone];
         if random.chance(1, 2) {
-            let intent = Intent::new(IntentKind::Trim { volume, offset, end });
+            let intent = Intent::new(IntentKind::Trim {
+                volume,
+                offset,
+                end,
+            });
             self.doing.set("trim");
             match intending(&intent, self.pool.trim(volume, offset, length)).await {
                 Ok(Some(record)) => {
@@ -187,7 +211,11 @@ impl Client {
             }
             return;
         }
-        let intent = Intent::new(IntentKind::Zero { volume, offset, end });
+        let intent = Intent::new(IntentKind::Zero {
+            volume,
+            offset,
+            end,
+        });
         let allocate = random.chance(1, 4);
         self.doing.set("zero");
         match intending(&intent, self.pool.zero(volume, offset, length, allocate)).await {
@@ -202,12 +230,17 @@ impl Client {
     /// A range must read as zeroes now, unless somebody else changed the volume since.
     fn check_zero(&self, intent: &Rc<Intent>, start: usize, volume: u64, low: u64, high: u64) {
         with_model(|model| {
-            let foreign = |by: &Option<Rc<Intent>>| by.as_ref().is_none_or(|by| !Rc::ptr_eq(by, intent));
+            let foreign =
+                |by: &Option<Rc<Intent>>| by.as_ref().is_none_or(|by| !Rc::ptr_eq(by, intent));
             let disturbed = model.log[start..].iter().any(|entry| foreign(&entry.by));
-            let Some(content) = model.now.head(volume) else { return };
+            let Some(content) = model.now.head(volume) else {
+                return;
+            };
             let zero = low >= high || content.bytes(low, high).iter().all(|byte| *byte == 0);
             if !disturbed && !zero {
-                model.violations.push(format!("bytes {low}..{high} were zeroed and are not zero"));
+                model
+                    .violations
+                    .push(format!("bytes {low}..{high} were zeroed and are not zero"));
             }
         });
     }
@@ -216,7 +249,9 @@ impl Client {
         if random.chance(1, 4) {
             return self.read_snapshot(random).await;
         }
-        let Some((volume, content)) = self.volume(random) else { return };
+        let Some((volume, content)) = self.volume(random) else {
+            return;
+        };
         let (offset, length) = self.range(random, content.size, content.size / BLOCK_BYTES);
         let start = with_model(|model| model.log.len());
         self.doing.set("read");
@@ -224,8 +259,13 @@ impl Client {
             Ok(segments) => {
                 let read = bytes_of(segments);
                 let seen = with_model(|model| model.head_after(start, volume));
-                if !seen.iter().any(|content| content.bytes(offset, offset + length) == read) {
-                    violation(format!("wrong bytes read from volume {volume} at {offset}+{length}"));
+                if !seen
+                    .iter()
+                    .any(|content| content.bytes(offset, offset + length) == read)
+                {
+                    violation(format!(
+                        "wrong bytes read from volume {volume} at {offset}+{length}"
+                    ));
                 }
             }
             Err(error) => self.judge("read", &error, &[ErrorKind::Gone]),
@@ -234,8 +274,13 @@ impl Client {
 
     async fn read_snapshot(&self, random: &mut Random) {
         let world = now();
-        let all = world.volumes.values().flat_map(|volume| volume.snapshots.values());
-        let Some(id) = one(random, all.copied().collect()) else { return };
+        let all = world
+            .volumes
+            .values()
+            .flat_map(|volume| volume.snapshots.values());
+        let Some(id) = one(random, all.copied().collect()) else {
+            return;
+        };
         let content = world.versions[&id].clone();
         self.doing.set("read snapshot");
         match self.pool.read(Target::Version(id), 0, content.size).await {
@@ -260,7 +305,9 @@ impl Client {
         }
         self.doing.set("wait");
         let most = [2, 30, 300, 3000][random.index(4)];
-        self.clock.sleep(Duration::from_millis(random.below(most))).await;
+        self.clock
+            .sleep(Duration::from_millis(random.below(most)))
+            .await;
     }
 
     async fn control(&self, random: &mut Random) {
@@ -269,11 +316,17 @@ impl Client {
         let live: Vec<_> = volumes.iter().filter(|v| v.head != 0).cloned().collect();
         let pairs: Vec<(String, String)> = volumes
             .iter()
-            .flat_map(|v| v.snapshots.keys().map(|name| (v.name.clone(), name.clone())))
+            .flat_map(|v| {
+                v.snapshots
+                    .keys()
+                    .map(|name| (v.name.clone(), name.clone()))
+            })
             .collect();
         let fresh = random.below(1000);
-        let (few_volumes, few_snapshots) =
-            (live.len() < self.habits.volumes_max, pairs.len() < self.habits.snapshots_max);
+        let (few_volumes, few_snapshots) = (
+            live.len() < self.habits.volumes_max,
+            pairs.len() < self.habits.snapshots_max,
+        );
         let draw = random.below(22);
         let intent = Intent::new(IntentKind::Control);
         self.doing.set("control");
@@ -282,48 +335,91 @@ impl Client {
             0..3 if few_volumes => {
                 let size = (1 + random.below(self.habits.size_max)) * BLOCK_BYTES;
                 let name = format!("v{fresh}");
-                ("create", intending(&intent, pool.create_volume(&name, size, false)).await)
+                (
+                    "create",
+                    intending(&intent, pool.create_volume(&name, size, false)).await,
+                )
             }
             3..8 if few_snapshots => {
                 let count = 1 + random.index(3);
                 let name = format!("s{fresh}");
-                let mut names: Vec<_> = live.iter().map(|v| (v.name.clone(), name.clone())).collect();
+                let mut names: Vec<_> = live
+                    .iter()
+                    .map(|v| (v.name.clone(), name.clone()))
+                    .collect();
                 while names.len() > count {
                     names.remove(random.index(names.len()));
                 }
                 if names.is_empty() {
                     return;
                 }
-                ("snapshot", intending(&intent, pool.snapshot(&names)).await.map(drop))
+                (
+                    "snapshot",
+                    intending(&intent, pool.snapshot(&names)).await.map(drop),
+                )
             }
             8..11 if few_volumes => {
                 let mut sources: Vec<_> = live.iter().map(|v| v.name.clone()).collect();
-                sources.extend(pairs.iter().map(|(volume, snapshot)| format!("{volume}@{snapshot}")));
-                let Some(source) = one(random, sources) else { return };
+                sources.extend(
+                    pairs
+                        .iter()
+                        .map(|(volume, snapshot)| format!("{volume}@{snapshot}")),
+                );
+                let Some(source) = one(random, sources) else {
+                    return;
+                };
                 let name = format!("c{fresh}");
-                ("clone", intending(&intent, pool.clone_volume(&source, &name)).await)
+                (
+                    "clone",
+                    intending(&intent, pool.clone_volume(&source, &name)).await,
+                )
             }
             11..13 => {
-                let Some((volume, snapshot)) = one(random, pairs) else { return };
-                ("rollback", intending(&intent, pool.rollback(&volume, &snapshot)).await)
+                let Some((volume, snapshot)) = one(random, pairs) else {
+                    return;
+                };
+                (
+                    "rollback",
+                    intending(&intent, pool.rollback(&volume, &snapshot)).await,
+                )
             }
             13..17 => {
-                let Some((volume, snapshot)) = one(random, pairs) else { return };
-                ("delete snapshot", intending(&intent, pool.delete_snapshot(&volume, &snapshot)).await)
+                let Some((volume, snapshot)) = one(random, pairs) else {
+                    return;
+                };
+                (
+                    "delete snapshot",
+                    intending(&intent, pool.delete_snapshot(&volume, &snapshot)).await,
+                )
             }
             17..19 => {
-                let Some(volume) = one(random, live) else { return };
-                ("delete", intending(&intent, pool.delete_volume(&volume.name)).await)
+                let Some(volume) = one(random, live) else {
+                    return;
+                };
+                (
+                    "delete",
+                    intending(&intent, pool.delete_volume(&volume.name)).await,
+                )
             }
             19..21 => {
-                let Some(volume) = one(random, live) else { return };
+                let Some(volume) = one(random, live) else {
+                    return;
+                };
                 let size = world.versions[&volume.head].size + random.below(20) * BLOCK_BYTES;
-                ("resize", intending(&intent, pool.resize_volume(&volume.name, size)).await)
+                (
+                    "resize",
+                    intending(&intent, pool.resize_volume(&volume.name, size)).await,
+                )
             }
             21 => {
-                let Some(volume) = one(random, volumes) else { return };
+                let Some(volume) = one(random, volumes) else {
+                    return;
+                };
                 let name = format!("r{fresh}");
-                ("rename", intending(&intent, pool.rename_volume(&volume.name, &name)).await)
+                (
+                    "rename",
+                    intending(&intent, pool.rename_volume(&volume.name, &name)).await,
+                )
             }
             _ => return,
         };
@@ -336,8 +432,11 @@ impl Client {
             Ok(()) if intent.published.get() == 0 => violation(format!("{what} left no record")),
             Ok(()) => with_model(|model| model.acknowledge(intent.record.get())),
             Err(error) => {
-                let mut allowed =
-                    vec![ErrorKind::NotFound, ErrorKind::AlreadyExists, ErrorKind::InvalidArgument];
+                let mut allowed = vec![
+                    ErrorKind::NotFound,
+                    ErrorKind::AlreadyExists,
+                    ErrorKind::InvalidArgument,
+                ];
                 if !frees {
                     allowed.push(ErrorKind::NoSpace);
                 }
@@ -352,7 +451,8 @@ impl Client {
         for volume in now().volumes.values() {
             for snapshot in volume.snapshots.keys() {
                 let intent = Intent::new(IntentKind::Control);
-                let result = intending(&intent, self.pool.delete_snapshot(&volume.name, snapshot)).await;
+                let result =
+                    intending(&intent, self.pool.delete_snapshot(&volume.name, snapshot)).await;
                 self.judge_control("delete snapshot", &intent, result);
             }
             if volume.head != 0 {
@@ -402,7 +502,10 @@ impl Client {
                 Ok(read) => {
                     let right = content.bytes(0, content.size);
                     if let Some(at) = (0..right.len()).find(|at| read.get(*at) != right.get(*at)) {
-                        violation(format!("version {id} differs at byte {at} (block {})", at / 4096));
+                        violation(format!(
+                            "version {id} differs at byte {at} (block {})",
+                            at / 4096
+                        ));
                     }
                 }
                 Err(error) => violation(format!("version {id}: {error:?}")),

@@ -59,7 +59,11 @@ impl Client {
             let mut data = vec![0; 4096];
             random.fill(&mut data);
             let data = Bytes::from(data);
-            let kind = IntentKind::Write { volume, offset, data: data.clone() };
+            let kind = IntentKind::Write {
+                volume,
+                offset,
+                data: data.clone(),
+            };
             let write = self.pool.write(volume, offset, data);
             if let Err(error) = intending(&Intent::new(kind), write).await {
                 assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
@@ -72,7 +76,9 @@ impl Client {
         for number in 0..most {
             let live = with_model(|model| {
                 let volumes = model.now.volumes.values();
-                volumes.map(|volume| (volume.name.clone(), format!("{prefix}{number}"))).collect::<Vec<_>>()
+                volumes
+                    .map(|volume| (volume.name.clone(), format!("{prefix}{number}")))
+                    .collect::<Vec<_>>()
             });
             let intent = Intent::new(IntentKind::Control);
             if let Err(error) = intending(&intent, self.pool.snapshot(&live[..4])).await {
@@ -86,10 +92,18 @@ impl Client {
     async fn trim_all(&self) {
         let heads: Vec<(u64, u64)> = with_model(|model| {
             let world = &model.now;
-            world.volumes.keys().map(|id| (*id, world.head(*id).unwrap().size)).collect()
+            world
+                .volumes
+                .keys()
+                .map(|id| (*id, world.head(*id).unwrap().size))
+                .collect()
         });
         for (volume, end) in heads {
-            let kind = IntentKind::Trim { volume, offset: 0, end };
+            let kind = IntentKind::Trim {
+                volume,
+                offset: 0,
+                end,
+            };
             let trimmed = intending(&Intent::new(kind), self.pool.trim(volume, 0, end)).await;
             trimmed.unwrap();
             self.pool.flush().await.unwrap();
@@ -98,7 +112,8 @@ impl Client {
 
     async fn live_through_a_full_pool(self, mut random: Random) {
         let volumes = 4 + random.below(8);
-        self.create_until_refused("v", u32::try_from(volumes).unwrap()).await;
+        self.create_until_refused("v", u32::try_from(volumes).unwrap())
+            .await;
         self.fill(&mut random).await;
         self.pool.flush().await.unwrap();
         for round in ["a", "b", "c"] {
@@ -128,7 +143,11 @@ pub(super) fn fill_a_pool(seed: u64) {
     let alive = Rc::default();
     let client = machine.client(plan.habits, &alive);
     let doing = client.doing.clone();
-    drop(machine.simulation.spawn(client.live_through_a_full_pool(random)));
+    drop(
+        machine
+            .simulation
+            .spawn(client.live_through_a_full_pool(random)),
+    );
     assert_eq!(machine.drive(&alive, &[doing]), End::Done);
     machine.compare(&plan);
     fail_on_violations();

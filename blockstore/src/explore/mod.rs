@@ -57,10 +57,7 @@ impl<T> Future for Intending<'_, T> {
     }
 }
 
-fn intending<'a, T>(
-    intent: &Rc<Intent>,
-    future: impl Future<Output = T> + 'a,
-) -> Intending<'a, T> {
+fn intending<'a, T>(intent: &Rc<Intent>, future: impl Future<Output = T> + 'a) -> Intending<'a, T> {
     Intending {
         intent: intent.clone(),
         future: Box::pin(future),

@@ -18,9 +18,21 @@ pub(super) struct Intent {
 
 #[derive(Debug)]
 pub(super) enum IntentKind {
-    Write { volume: u64, offset: u64, data: Bytes },
-    Zero { volume: u64, offset: u64, end: u64 },
-    Trim { volume: u64, offset: u64, end: u64 },
+    Write {
+        volume: u64,
+        offset: u64,
+        data: Bytes,
+    },
+    Zero {
+        volume: u64,
+        offset: u64,
+        end: u64,
+    },
+    Trim {
+        volume: u64,
+        offset: u64,
+        end: u64,
+    },
     Control,
 }
 
@@ -85,8 +97,16 @@ pub(super) struct Entry {
 
 #[derive(Debug)]
 pub(super) enum Effect {
-    Map { version: u64, first: u64, blocks: Vec<Bytes> },
-    Unmap { version: u64, first: u64, end: u64 },
+    Map {
+        version: u64,
+        first: u64,
+        blocks: Vec<Bytes>,
+    },
+    Unmap {
+        version: u64,
+        first: u64,
+        end: u64,
+    },
     Other(Change),
 }
 
@@ -126,13 +146,25 @@ impl World {
 
     pub(super) fn apply(&mut self, effect: &Effect) -> Result<(), String> {
         match effect {
-            Effect::Map { version, first, blocks } => {
+            Effect::Map {
+                version,
+                first,
+                blocks,
+            } => {
                 let content = self.content(*version)?;
-                content.blocks.extend((*first..).zip(blocks.iter().cloned()));
+                content
+                    .blocks
+                    .extend((*first..).zip(blocks.iter().cloned()));
             }
-            Effect::Unmap { version, first, end } => {
+            Effect::Unmap {
+                version,
+                first,
+                end,
+            } => {
                 let content = self.content(*version)?;
-                content.blocks.retain(|block, _| block < first || block >= end);
+                content
+                    .blocks
+                    .retain(|block, _| block < first || block >= end);
             }
             Effect::Other(change) => self.control(change)?,
         }
@@ -142,12 +174,27 @@ impl World {
     fn control(&mut self, change: &Change) -> Result<(), String> {
         match change {
             Change::Map { .. } | Change::Unmap { .. } | Change::Reap { .. } => {}
-            Change::CreateVolume { volume, head, name, size, .. } => {
-                let content = Content { size: *size, ..Content::default() };
+            Change::CreateVolume {
+                volume,
+                head,
+                name,
+                size,
+                ..
+            } => {
+                let content = Content {
+                    size: *size,
+                    ..Content::default()
+                };
                 self.versions.insert(*head, Rc::new(content));
                 self.add(*volume, *head, name);
             }
-            Change::Clone { volume, head, source, name, .. } => {
+            Change::Clone {
+                volume,
+                head,
+                source,
+                name,
+                ..
+            } => {
                 self.copy(*source, *head)?;
                 self.add(*volume, *head, name);
             }
@@ -164,7 +211,12 @@ impl World {
                 self.content(head)?.size = *size;
             }
             Change::Rename { volume, name } => self.volume(*volume)?.name.clone_from(name),
-            Change::Rollback { volume, snapshot, head, .. } => {
+            Change::Rollback {
+                volume,
+                snapshot,
+                head,
+                ..
+            } => {
                 self.copy(*snapshot, *head)?;
                 let old = std::mem::replace(&mut self.volume(*volume)?.head, *head);
                 let old = self.versions.remove(&old).ok_or("no old head")?;
@@ -192,7 +244,11 @@ impl World {
         let name = name.to_owned();
         self.volumes.insert(
             volume,
-            VolumeModel { name, head, snapshots: BTreeMap::new() },
+            VolumeModel {
+                name,
+                head,
+                snapshots: BTreeMap::new(),
+            },
         );
     }
 }
@@ -214,7 +270,8 @@ impl Model {
     /// A change was published.
     pub(super) fn publish(&mut self, record: Record, changes: &[Change], by: Option<&Rc<Intent>>) {
         if record < self.newest() {
-            self.violations.push(format!("{record} after {}", self.newest()));
+            self.violations
+                .push(format!("{record} after {}", self.newest()));
         }
         for change in changes {
             let effect = match self.effect(change, by) {
@@ -231,23 +288,45 @@ impl Model {
                 by.record.set(record);
                 by.published.set(by.published.get() + 1);
             }
-            self.log.push(Rc::new(Entry { record, effect, by: by.cloned() }));
+            self.log.push(Rc::new(Entry {
+                record,
+                effect,
+                by: by.cloned(),
+            }));
         }
     }
 
     /// The record of the newest change.
     pub(super) fn newest(&self) -> Record {
-        self.log.last().map_or(self.base_record, |entry| entry.record)
+        self.log
+            .last()
+            .map_or(self.base_record, |entry| entry.record)
     }
 
     fn effect(&self, change: &Change, by: Option<&Rc<Intent>>) -> Result<Effect, String> {
         match change {
-            Change::Map { version, first, runs } => self.map_effect(*version, *first, runs, by),
-            Change::Unmap { version, first, count } => {
+            Change::Map {
+                version,
+                first,
+                runs,
+            } => self.map_effect(*version, *first, runs, by),
+            Change::Unmap {
+                version,
+                first,
+                count,
+            } => {
                 let (volume, offset, end) = match by.map(|by| &by.kind) {
                     Some(
-                        IntentKind::Zero { volume, offset, end }
-                        | IntentKind::Trim { volume, offset, end },
+                        IntentKind::Zero {
+                            volume,
+                            offset,
+                            end,
+                        }
+                        | IntentKind::Trim {
+                            volume,
+                            offset,
+                            end,
+                        },
                     ) => (*volume, *offset, *end),
                     _ => return Err("an unmap that nobody asked for".to_owned()),
                 };
@@ -256,18 +335,28 @@ impl Model {
                     return Err(format!("unmap {first}..{stop} of bytes {offset}..{end}"));
                 }
                 self.check_head(*version, volume)?;
-                Ok(Effect::Unmap { version: *version, first: *first, end: stop })
+                Ok(Effect::Unmap {
+                    version: *version,
+                    first: *first,
+                    end: stop,
+                })
             }
             other => Ok(Effect::Other(other.clone())),
         }
     }
 
     fn check_head(&self, version: u64, volume: u64) -> Result<(), String> {
-        let head = self.now.volumes.get(&volume).map_or(0, |volume| volume.head);
+        let head = self
+            .now
+            .volumes
+            .get(&volume)
+            .map_or(0, |volume| volume.head);
         if head == version {
             return Ok(());
         }
-        Err(format!("version {version} is changed, but {head} is the head of volume {volume}"))
+        Err(format!(
+            "version {version} is changed, but {head} is the head of volume {volume}"
+        ))
     }
 
     fn map_effect(
@@ -278,19 +367,30 @@ impl Model {
         by: Option<&Rc<Intent>>,
     ) -> Result<Effect, String> {
         let (volume, offset, end, data) = match by.map(|by| &by.kind) {
-            Some(IntentKind::Write { volume, offset, data }) => {
-                (*volume, *offset, offset + data.len() as u64, Some(data))
-            }
-            Some(IntentKind::Zero { volume, offset, end }) => (*volume, *offset, *end, None),
+            Some(IntentKind::Write {
+                volume,
+                offset,
+                data,
+            }) => (*volume, *offset, offset + data.len() as u64, Some(data)),
+            Some(IntentKind::Zero {
+                volume,
+                offset,
+                end,
+            }) => (*volume, *offset, *end, None),
             _ => return Err("a mapping that nobody asked for".to_owned()),
         };
         self.check_head(version, volume)?;
         let content = self.now.versions.get(&version).ok_or("no such version")?;
-        let crcs: Vec<u32> = runs.iter().flat_map(|run| run.crcs.iter().copied()).collect();
+        let crcs: Vec<u32> = runs
+            .iter()
+            .flat_map(|run| run.crcs.iter().copied())
+            .collect();
         let stop = first + crcs.len() as u64;
         let whole = (offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES));
         if data.is_some() && (first, stop) != whole {
-            return Err(format!("blocks {first}..{stop} mapped for bytes {offset}..{end}"));
+            return Err(format!(
+                "blocks {first}..{stop} mapped for bytes {offset}..{end}"
+            ));
         }
         let mut blocks = Vec::new();
         for (block, crc) in (first..).zip(&crcs) {
@@ -314,7 +414,11 @@ impl Model {
             }
             blocks.push(bytes.into());
         }
-        Ok(Effect::Map { version, first, blocks })
+        Ok(Effect::Map {
+            version,
+            first,
+            blocks,
+        })
     }
 
     /// Every change published so far was acknowledged as durable.

@@ -50,7 +50,12 @@ thread_local! {
 
 /// A newly made pool.
 pub(super) fn empty_pool(geometry: Geometry) -> Image {
-    let key = (geometry.blocks, geometry.fanout, geometry.region_blocks, geometry.journal_blocks);
+    let key = (
+        geometry.blocks,
+        geometry.fanout,
+        geometry.region_blocks,
+        geometry.journal_blocks,
+    );
     let cached = EMPTY.with_borrow(|cache| cache.get(&key).cloned());
     cached.unwrap_or_else(|| {
         let simulation = Simulation::new(1);
@@ -91,11 +96,17 @@ impl Machine {
         let simulation = Simulation::new(seed);
         let device = simulation.device(image);
         fault.into_iter().for_each(|fault| device.fail(fault));
-        let options = Options { dirty_bytes_max: plan.dirty_bytes_max, ..Options::default() };
+        let options = Options {
+            dirty_bytes_max: plan.dirty_bytes_max,
+            ..Options::default()
+        };
         let opened = simulation.spawn(Pool::open(device.clone(), simulation.clock(), options));
         simulation.crash_at(crash_at.unwrap_or(OPERATIONS_MAX));
         let Some(result) = simulation.run_until(&opened) else {
-            assert!(simulation.crashed() && crash_at.is_some(), "opening the pool hangs");
+            assert!(
+                simulation.crashed() && crash_at.is_some(),
+                "opening the pool hangs"
+            );
             return Err((device, simulation));
         };
         let pool = match result {
@@ -105,7 +116,11 @@ impl Machine {
         };
         simulation.crash_at(simulation.operations() + OPERATIONS_MAX);
         device.heal();
-        Ok(Self { simulation, device, pool })
+        Ok(Self {
+            simulation,
+            device,
+            pool,
+        })
     }
 
     /// Compares what was recovered with the model, and audits it.
@@ -167,11 +182,21 @@ impl Machine {
             self.simulation.run_for(TICK);
         }
         let doing: Vec<_> = doing.iter().map(|doing| doing.get()).collect();
-        panic!("hang: {} clients did not end: {doing:?}, {:?}", alive.get(), self.pool.status());
+        panic!(
+            "hang: {} clients did not end: {doing:?}, {:?}",
+            alive.get(),
+            self.pool.status()
+        );
     }
 
     /// Clients at work until they end or the power goes.
-    pub(super) fn work(&self, random: &mut Random, plan: &Plan, clients: u64, operations: u32) -> End {
+    pub(super) fn work(
+        &self,
+        random: &mut Random,
+        plan: &Plan,
+        clients: u64,
+        operations: u32,
+    ) -> End {
         let alive = Rc::default();
         let mut doing = Vec::new();
         for _ in 0..clients {
@@ -186,12 +211,19 @@ impl Machine {
     /// Deletes all; all space must come back.
     pub(super) fn drain(&self, plan: &Plan) {
         let alive = Rc::default();
-        drop(self.simulation.spawn(self.client(plan.habits, &alive).delete_all()));
+        drop(
+            self.simulation
+                .spawn(self.client(plan.habits, &alive).delete_all()),
+        );
         assert_eq!(self.drive(&alive, &[]), End::Done);
         let mut status = self.pool.status();
         for _ in 0..600 {
             status = self.pool.status();
-            assert_eq!(status.used + status.gated + status.free, status.usable, "I2");
+            assert_eq!(
+                status.used + status.gated + status.free,
+                status.usable,
+                "I2"
+            );
             fail_on_violations();
             if status.used + status.gated + status.jobs == 0 {
                 break;
@@ -257,10 +289,18 @@ pub(super) fn explore(seed: u64, plan: &Plan) -> Tally {
         machine.simulation.crash_at(at);
     }
     if machine.work(&mut random, plan, plan.clients, plan.operations) == End::Done {
-        machine.simulation.run_for(Duration::from_millis(random.below(3000)));
+        machine
+            .simulation
+            .run_for(Duration::from_millis(random.below(3000)));
     }
     fail_on_violations();
-    let plan = &Plan { habits: Habits { faults: false, ..plan.habits }, ..*plan };
+    let plan = &Plan {
+        habits: Habits {
+            faults: false,
+            ..plan.habits
+        },
+        ..*plan
+    };
     let model = with_model(|model| model.clone());
     for _ in 0..plan.cuts {
         MODEL.set(Some(model.clone()));
@@ -314,11 +354,21 @@ fn recover(mut image: Image, random: &mut Random, plan: &Plan, depth: u32, tally
     }
     machine.start_background();
     let span = [10, 40, 200][random.index(3)];
-    machine.simulation.crash_at(machine.simulation.operations() + 1 + random.below(span));
+    machine
+        .simulation
+        .crash_at(machine.simulation.operations() + 1 + random.below(span));
     let operations = 1 + plan.operations / 4;
     if machine.work(random, plan, plan.clients, operations) == End::Done {
-        machine.simulation.run_for(Duration::from_millis(random.below(2000)));
+        machine
+            .simulation
+            .run_for(Duration::from_millis(random.below(2000)));
     }
     fail_on_violations();
-    recover(survivor(&machine.device, random), random, plan, depth + 1, tally);
+    recover(
+        survivor(&machine.device, random),
+        random,
+        plan,
+        depth + 1,
+        tally,
+    );
 }

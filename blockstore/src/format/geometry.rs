@@ -1,7 +1,7 @@
 //! Where the fixed structures of a pool are, and how its regions and nodes are shaped.
 use crate::limits::{
-    FANOUT, JOURNAL_BLOCKS, JOURNAL_BLOCKS_MIN, LEVEL_MAX, REGION_BLOCKS, REGIONS_MAX, TABLE_BLOCKS,
-    VOLUME_BYTES_MAX,
+    FANOUT, JOURNAL_BLOCKS, JOURNAL_BLOCKS_MIN, LEVEL_MAX, REGION_BLOCKS, REGIONS_MAX,
+    TABLE_BLOCKS, VOLUME_BYTES_MAX,
 };
 use crate::units::{Address, BLOCK_BYTES};
 

@@ -95,9 +95,7 @@ impl Job {
             return 0;
         }
         let entries = match self {
-            Self::Walk {
-                cut: Record(0), ..
-            } => return 0, // nothing is shared
+            Self::Walk { cut: Record(0), .. } => return 0, // nothing is shared
             Self::Walk { root, .. } => root.count(),
             Self::Filter { list, .. } => list.count(),
         };
