@@ -9,7 +9,8 @@ pub struct Usage {
     pub logical: u64,
     /// Data mapped, shared or not.
     pub used: u64,
-    /// What deleting it would give back now: its own data and mapping, shared with nothing.
+    /// What deleting it would give back now: its own data and mapping, shared with nothing. A lower
+    /// bound once an older snapshot of its lineage was deleted: what both shared is not counted.
     pub exclusive: u64,
 }
 

@@ -5,7 +5,7 @@ use crate::listen::{Listener, Listeners};
 use crate::nbd;
 use crate::socket::{Socket, readable};
 use blockstore::Store;
-use blockstore::runtime::{Handle, Pending, sleep, yield_now};
+use blockstore::runtime::{Handle, Pending, ring, sleep, yield_now};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -48,6 +48,7 @@ impl Server {
     /// # Errors
     /// The address cannot be bound, another server answers there, or it is TCP beyond the loopback.
     pub fn start(store: &Store, options: ServeOptions) -> io::Result<Self> {
+        check_rings(store)?;
         let mut listeners = Listeners::default();
         for listen in &options.listen {
             listeners
@@ -112,6 +113,23 @@ impl Server {
             clients.drain().await;
         })
     }
+}
+
+/// Sockets are driven by the workers' rings: without them nothing can be served.
+fn check_rings(store: &Store) -> io::Result<()> {
+    let ask = |worker: &Handle| worker.spawn(async { Some(ring::available()) }).wait();
+    if store
+        .workers()
+        .iter()
+        .all(|worker| ask(worker) == Some(true))
+    {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::Unsupported,
+        "io_uring is not available here, and serving needs it: allow it (sysctl \
+         kernel.io_uring_disabled=0, or the container's seccomp profile)",
+    ))
 }
 
 impl Drop for Server {

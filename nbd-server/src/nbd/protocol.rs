@@ -189,7 +189,7 @@ pub const SIMPLE_REPLY_BYTES: usize = 16;
 /// Bytes of a chunk's header.
 pub const CHUNK_BYTES: usize = 20;
 
-/// A command as it came: decoded, and not yet trusted. [`super::validate`] makes it a command.
+/// A command as it came: decoded, and not yet trusted. `validate` makes it a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RawRequest {
     /// Command flags.
