@@ -26,8 +26,10 @@ const SLOW_MAX: Duration = Duration::from_millis(10);
 pub(crate) enum Urgency {
     /// A write: stops at the whole reserve.
     Write,
-    /// It gives space back: may use three quarters of the reserve.
+    /// A trim, which gives space back: may use three quarters of the reserve.
     Release,
+    /// A deletion: may use all of it, and waits for the checkpoint that refills it.
+    Delete,
 }
 
 /// What a change may need.
@@ -40,6 +42,8 @@ pub(crate) struct Need {
     pub(crate) data: u32,
     /// Mapping nodes, at worst.
     pub(crate) nodes: u64,
+    /// Blocks that the next checkpoint may need for it: deadlist and catalogue blocks.
+    pub(crate) spare: u64,
     pub(crate) urgency: Urgency,
 }
 
@@ -110,9 +114,17 @@ impl State {
         let kept = match urgency {
             Urgency::Write => self.slop() + self.reserved_beside(volume),
             Urgency::Release => self.slop() / 4,
+            Urgency::Delete => return self.left_for_jobs(),
         };
-        let promised = self.promised_data + self.promised_nodes * 2 + self.checkpoint_debt();
-        self.allocator.free().saturating_sub(promised + kept)
+        self.left_for_jobs().saturating_sub(self.job_debt + kept)
+    }
+
+    /// Blocks that are neither used nor spoken for, down to the last: deletions and their jobs draw
+    /// on them, and wait for a checkpoint when they run out.
+    pub(crate) fn left_for_jobs(&self) -> u64 {
+        let promised = self.promised_data + self.promised_nodes * 2;
+        let debt = self.checkpoint_debt() + self.frozen_debt;
+        self.allocator.free().saturating_sub(promised + debt)
     }
 
     fn try_admit(&mut self, need: &Need, dirty_max: u64) -> std::result::Result<Vec<Extent>, Wait> {
@@ -122,7 +134,7 @@ impl State {
             return Err(Wait::Room);
         }
         // A node may need two copies.
-        let blocks = u64::from(need.data) + need.nodes * 2;
+        let blocks = u64::from(need.data) + need.nodes * 2 + need.spare;
         if self.available(need.urgency, need.volume) < blocks {
             return Err(Wait::Space);
         }
@@ -136,7 +148,7 @@ impl State {
         let journal = Journal::need(need.journal_bytes);
         if !self
             .journal
-            .promise(journal, need.urgency == Urgency::Release)
+            .promise(journal, need.urgency != Urgency::Write)
         {
             return Err(Wait::Room);
         }
@@ -147,7 +159,7 @@ impl State {
         if claimed.is_err() {
             self.journal.unpromise(journal);
         } else {
-            self.promised_data += u64::from(need.data);
+            self.promised_data += u64::from(need.data) + need.spare;
             self.promised_nodes += need.nodes;
         }
         claimed
@@ -155,7 +167,12 @@ impl State {
 
     /// Whether space may come back without anybody deleting more.
     fn space_is_coming(&self) -> bool {
-        self.allocator.gated() > 0 || !self.jobs.is_empty()
+        self.checkpoint_gives_space() || !self.jobs.is_empty()
+    }
+
+    /// A checkpoint frees blocks, or does not need all that is set aside for it.
+    pub(crate) fn checkpoint_gives_space(&self) -> bool {
+        self.allocator.gated() > 0 || !self.changed.is_empty() || self.frozen_debt > 0
     }
 }
 
@@ -163,7 +180,7 @@ impl Pool {
     /// Lets a change in, waiting for room and, within bounds, for space. `NoSpace` if there is none.
     pub(crate) async fn admit(&self, need: Need) -> Result<Promise<'_>> {
         let mut shortages = 0;
-        let mut slowed = need.urgency == Urgency::Release;
+        let mut slowed = need.urgency != Urgency::Write;
         loop {
             let (wait, room) = match self.attempt(&need, shortages, slowed)? {
                 Attempt::Admitted(promise) => return Ok(promise),
@@ -203,7 +220,7 @@ impl Pool {
                 return Ok(Attempt::Admitted(Promise {
                     pool: self,
                     journal: Journal::need(need.journal_bytes),
-                    data: need.data.into(),
+                    data: u64::from(need.data) + need.spare,
                     nodes: need.nodes,
                     extents,
                     written: false,

@@ -11,6 +11,10 @@ use crate::pool::Pool;
 use crate::state::State;
 use crate::units::BLOCK_BYTES;
 
+/// Blocks that a checkpoint may need for a changed entry: its block, the leaf above, and a node
+/// above that, twice.
+const ENTRY_BLOCKS: u64 = 4;
+
 /// `VOLUME` or `VOLUME@SNAPSHOT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Name<'a> {
@@ -179,10 +183,12 @@ impl State {
 
 impl Pool {
     /// Makes a control operation durable: `decide` checks it and names its change under the lock,
-    /// and a version that it deletes.
+    /// and a version that it deletes. It has at most so many `bytes` of names and changes so many
+    /// `entries` of the catalogue.
     async fn control<T>(
         &self,
         bytes: usize,
+        entries: usize,
         urgency: Urgency,
         mut decide: impl FnMut(&mut State) -> Result<(Change, Option<u64>, T)>,
     ) -> Result<T> {
@@ -192,6 +198,7 @@ impl Pool {
             journal_bytes,
             data: 0,
             nodes: 0,
+            spare: entries as u64 * ENTRY_BLOCKS,
             urgency,
         };
         let mut promise = self.admit(need).await?;
@@ -227,7 +234,7 @@ impl Pool {
 
     pub(crate) async fn create_volume(&self, name: &str, size: u64, reserve: bool) -> Result<()> {
         check_size(size)?;
-        self.control(name.len(), Urgency::Write, |state| {
+        self.control(name.len(), 2, Urgency::Write, |state| {
             state.check_new_name(name)?;
             check_volume_count(state)?;
             state.check_overcommit(size, self.options.overcommit)?;
@@ -250,7 +257,7 @@ impl Pool {
     }
 
     pub(crate) async fn clone_volume(&self, source: &str, name: &str) -> Result<()> {
-        self.control(name.len() + source.len(), Urgency::Write, |state| {
+        self.control(name.len() + source.len(), 4, Urgency::Write, |state| {
             let version = state.version_named(Name::parse(source))?;
             state.check_new_name(name)?;
             check_volume_count(state)?;
@@ -277,7 +284,7 @@ impl Pool {
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
         let bytes = names.iter().map(|(_, name)| name.len() + 24).sum();
-        self.control(bytes, Urgency::Write, |state| {
+        self.control(bytes, 3 * names.len(), Urgency::Write, |state| {
             let mut cuts: Vec<Cut> = Vec::new();
             for (volume, name) in names {
                 let cut = new_cut(state, volume, name, &cuts)?;
@@ -298,7 +305,7 @@ impl Pool {
 
     pub(crate) async fn resize_volume(&self, name: &str, size: u64) -> Result<()> {
         check_size(size)?;
-        self.control(0, Urgency::Write, |state| {
+        self.control(0, 6, Urgency::Write, |state| {
             let (volume, head) = state.live_volume(name)?;
             let old = state.version(head)?.size;
             if size < old {
@@ -318,7 +325,7 @@ impl Pool {
     }
 
     pub(crate) async fn rename_volume(&self, name: &str, new: &str) -> Result<()> {
-        self.control(new.len(), Urgency::Release, |state| {
+        self.control(new.len(), 1, Urgency::Delete, |state| {
             let volume = state.volume_id(name)?;
             state.check_new_name(new)?;
             Ok((
@@ -334,7 +341,7 @@ impl Pool {
     }
 
     pub(crate) async fn rollback(&self, volume: &str, snapshot: &str) -> Result<()> {
-        self.control(0, Urgency::Write, |state| {
+        self.control(0, 6, Urgency::Write, |state| {
             let (id, old) = state.live_volume(volume)?;
             let from = state.snapshot_id(volume, snapshot)?;
             state.check_not_written(id, volume, "rolled back")?;
@@ -352,7 +359,7 @@ impl Pool {
     }
 
     pub(crate) async fn delete_volume(&self, name: &str) -> Result<()> {
-        self.control(0, Urgency::Release, |state| {
+        self.control(0, 6, Urgency::Delete, |state| {
             let (volume, head) = state.live_volume(name)?;
             state.check_not_written(volume, name, "deleted")?;
             Ok((Change::DeleteVolume { volume }, Some(head), ()))
@@ -361,7 +368,7 @@ impl Pool {
     }
 
     pub(crate) async fn delete_snapshot(&self, volume: &str, snapshot: &str) -> Result<()> {
-        self.control(0, Urgency::Release, |state| {
+        self.control(0, 6, Urgency::Delete, |state| {
             let version = state.snapshot_id(volume, snapshot)?;
             Ok((Change::DeleteSnapshot { version }, Some(version), ()))
         })

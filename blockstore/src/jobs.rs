@@ -22,6 +22,10 @@ const REST: Duration = Duration::from_millis(20);
 /// List entries of a step.
 const ENTRIES: usize = 512;
 
+/// Blocks that the next checkpoint may need because of a step: deadlist blocks for its entries, and
+/// the catalogue blocks of the job and of a version or two.
+const STEP_BLOCKS: u64 = 32;
+
 /// How a step went.
 #[derive(Debug)]
 enum Step {
@@ -41,7 +45,8 @@ impl Pool {
         loop {
             let work = self.job_work.listen();
             let (ids, closing, hurry) = {
-                let state = self.state.lock();
+                let mut state = self.state.lock();
+                state.count_job_debt();
                 let hurry = state.waiting_for_space > 0;
                 let ids = state.jobs.keys().filter(|id| !stopped.contains(*id));
                 (ids.copied().collect::<Vec<_>>(), state.closing, hurry)
@@ -81,6 +86,13 @@ impl Pool {
             let (step, reading) = {
                 let mut state = self.state.lock();
                 if state.check_writable().is_err() {
+                    return Ok(false);
+                }
+                if state.left_for_jobs() < STEP_BLOCKS {
+                    if state.checkpoint_gives_space() {
+                        state.checkpoint_wanted = true;
+                        self.checkpoint_work.notify(usize::MAX);
+                    }
                     return Ok(false);
                 }
                 let nodes = NodeSource::new(&self.cache, &loaded);

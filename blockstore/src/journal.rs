@@ -53,7 +53,6 @@ pub(crate) struct Journal {
     pub(crate) committing: bool,
     /// Bytes of data written since the last commit began.
     pub(crate) uncommitted_bytes: u64,
-    changes_since_freeze: u64,
 }
 
 impl Journal {
@@ -83,7 +82,6 @@ impl Journal {
             told: before,
             committing: false,
             uncommitted_bytes: 0,
-            changes_since_freeze: 0,
         }
     }
 
@@ -159,11 +157,6 @@ impl Journal {
         (self.used_blocks() + self.promised) * 1000 / (self.ring_blocks - JOURNAL_KEPT_BACK)
     }
 
-    /// Changes since the last freeze.
-    pub(crate) fn changes_since_freeze(&self) -> u64 {
-        self.changes_since_freeze
-    }
-
     /// Seals the open record if changes of so many bytes do not fit it any more.
     pub(crate) fn make_room(&mut self, bytes: usize) {
         if self.open.len() + bytes > RECORD_BYTES_MAX {
@@ -184,7 +177,6 @@ impl Journal {
         );
         self.open.extend_from_slice(change);
         self.uncommitted_bytes += data_bytes;
-        self.changes_since_freeze += 1;
     }
 
     /// Whether the open record is large enough to be sealed before the next change.
@@ -246,12 +238,11 @@ impl Journal {
     }
 
     /// Where replay begins if everything sealed so far is in a checkpoint.
-    pub(crate) fn freeze(&mut self) -> Mark {
+    pub(crate) fn freeze(&self) -> Mark {
         assert!(
             self.open.is_empty(),
             "a checkpoint freezes at a record's boundary"
         );
-        self.changes_since_freeze = 0;
         Mark {
             first: self.next,
             position: self.head,

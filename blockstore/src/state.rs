@@ -3,11 +3,15 @@ use crate::allocator::Allocator;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::geometry::Geometry;
 use crate::journal::Journal;
+use crate::limits::{CATALOGUE_ENTRIES, DEADLIST_ENTRIES, LEVEL_MAX};
 use crate::readers::Readers;
 use crate::scrub::Scrub;
 use crate::units::{BLOCK_BYTES, Record};
 use crate::versions::{Job, Version, VolumeState};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Blocks by which a checkpoint fills its stock of metadata blocks, of both copies, beyond need.
+const DEBT_SLACK: u64 = 2 * 17;
 
 /// The state. Every change of it that must survive goes through [`State::apply`].
 #[derive(Debug)]
@@ -34,6 +38,12 @@ pub(crate) struct State {
     /// Nodes changed since, and nodes frozen but not yet written.
     pub(crate) dirty_nodes: u64,
     pub(crate) frozen_nodes: u64,
+    /// Entries appended to deadlists since the last freeze.
+    pub(crate) dead_new: u64,
+    /// What the checkpoint in progress may still need.
+    pub(crate) frozen_debt: u64,
+    /// Deadlist blocks that the jobs there are may still fill.
+    pub(crate) job_debt: u64,
     /// Blocks promised to changes that were admitted and are not published yet.
     pub(crate) promised_data: u64,
     pub(crate) promised_nodes: u64,
@@ -95,16 +105,26 @@ impl State {
         })
     }
 
-    /// What the next checkpoint itself will need: catalogue blocks and paths, deadlist blocks.
+    /// What the next checkpoint itself will need at most: deadlist blocks, of which the last of each
+    /// list is not full, catalogue blocks, and the catalogue's nodes above them.
     pub(crate) fn checkpoint_debt(&self) -> u64 {
-        // An entry's block, its catalogue leaf, and a last deadlist block, for each changed entry;
-        // the upper catalogue nodes, twice, are at most as many again as leaves, plus a path.
-        self.changed.len() as u64 * 4 + 32 + self.dead_entries() / 128
+        let changed = self.changed.len() as u64;
+        let lists = self.dead_new / DEADLIST_ENTRIES as u64 + self.dead_new.min(changed);
+        let all_blocks = self.next_id / CATALOGUE_ENTRIES + 1;
+        let blocks = changed.min(all_blocks);
+        let mut nodes = 0;
+        for level in 0..=LEVEL_MAX {
+            let span = self.geometry.span(level);
+            nodes += blocks.min(all_blocks / span + 1) * if level > 0 { 2 } else { 1 };
+            if span >= all_blocks {
+                break;
+            }
+        }
+        lists + blocks + nodes + DEBT_SLACK
     }
 
-    fn dead_entries(&self) -> u64 {
-        // Every new deadlist entry came with a freed-or-shared block of some record since the
-        // freeze; the log and the journal bound them far better than a walk of all lists would.
-        self.journal.changes_since_freeze()
+    /// Counts anew what jobs may still append to deadlists.
+    pub(crate) fn count_job_debt(&mut self) {
+        self.job_debt = self.jobs.values().map(Job::debt).sum();
     }
 }

@@ -6,6 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::checksum;
 use crate::format::pointer::{NodeRef, Packed};
 use crate::format::record::{Change, Run};
+use crate::limits::DEADLIST_ENTRIES;
 use crate::mapping::{Leaf, leaf_at};
 use crate::pool::Pool;
 use crate::publish::{Made, Published};
@@ -123,6 +124,7 @@ impl Pool {
             journal_bytes: 32 + data.len() / BLOCK_SIZE * 16,
             data: blocks,
             nodes: self.geometry.nodes_for(blocks.into()),
+            spare: u64::from(blocks) / DEADLIST_ENTRIES as u64 + 8,
             urgency: Urgency::Write,
         };
         let mut promise = self.admit(need).await?;
@@ -215,11 +217,22 @@ impl Pool {
         // copied, once for what stays and once for what is taken out.
         let released = (end - first).min(SMALL_UNMAP_LEAVES * self.span());
         let nodes = 2 * self.geometry.nodes_for(released);
+        // What is shared goes to the deadlist.
+        let shared = {
+            let state = self.state.lock();
+            let head = state.version(head_of(&state, volume)?)?;
+            if head.parent == 0 {
+                0
+            } else {
+                head.root.count().min(end - first)
+            }
+        };
         let need = Need {
             volume,
             journal_bytes: 32,
             data: 0,
             nodes,
+            spare: shared / DEADLIST_ENTRIES as u64 + 8,
             urgency,
         };
         let mut promise = self.admit(need).await?;

@@ -2,12 +2,14 @@
 //!
 //! Each rule exists for a reader: files that say their job, fit in one's head and on a screen, and
 //! keep `unsafe` where it is looked at. The list of files is git's, so build output never counts.
+#![expect(clippy::expect_used, reason = "a test stops at the first surprise")]
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The files that may say `unsafe`, behind signatures that cannot be misused.
 const UNSAFE_FILES: &[&str] = &[
     "blockstore/src/device/buffer.rs",
+    "blockstore/src/runtime/queues.rs",
     "blockstore/src/runtime/ring.rs",
     "nbd-server/src/socket.rs",
 ];

@@ -169,6 +169,8 @@ impl Pool {
         state.check_writable()?;
         state.journal.seal();
         let record = state.journal.last_sealed();
+        state.frozen_debt = state.checkpoint_debt();
+        state.dead_new = 0;
         let changed = std::mem::take(&mut state.changed);
         let entries = changed
             .into_iter()

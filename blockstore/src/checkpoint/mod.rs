@@ -96,6 +96,7 @@ impl Pool {
             state.allocator.settle(region, entry, &deltas);
         }
         state.allocator.settled();
+        state.frozen_debt = 0;
         state.allocator.evict(self.options.bitmaps_max());
         Ok(())
     }

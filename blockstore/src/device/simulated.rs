@@ -226,6 +226,11 @@ impl SimulatedDevice {
         self.world.lock().disks[self.disk].faults.push(fault);
     }
 
+    /// Forgets the faults that have not come yet.
+    pub fn heal(&self) {
+        self.world.lock().disks[self.disk].faults.clear();
+    }
+
     /// Flips the bits of `mask` in one byte of a block, for good.
     pub fn flip(&self, address: u64, byte: usize, mask: u8) {
         let disk = &mut self.world.lock().disks[self.disk];

@@ -91,9 +91,11 @@ impl Machine {
         seed: u64,
         plan: &Plan,
         crash_at: Option<u64>,
+        fault: Option<Fault>,
     ) -> Result<Self, (Arc<SimulatedDevice>, Simulation)> {
         let simulation = Simulation::new(seed);
         let device = simulation.device(image);
+        fault.into_iter().for_each(|fault| device.fail(fault));
         let options = Options {
             dirty_bytes_max: plan.dirty_bytes_max,
             ..Options::default()
@@ -109,9 +111,11 @@ impl Machine {
         };
         let pool = match result {
             Ok(pool) => pool,
+            Err(_) if fault.is_some() => return Err((device, simulation)),
             Err(error) => panic!("the pool cannot be opened: {error:?}"),
         };
         simulation.crash_at(simulation.operations() + OPERATIONS_MAX);
+        device.heal();
         Ok(Self {
             simulation,
             device,
@@ -273,7 +277,7 @@ pub(super) fn explore(seed: u64, plan: &Plan) -> Tally {
     let mut tally = Tally::default();
     MODEL.set(Some(Model::default()));
     let image = empty_pool(plan.geometry);
-    let Ok(machine) = Machine::open(image, random.next_u64(), plan, None) else {
+    let Ok(machine) = Machine::open(image, random.next_u64(), plan, None, None) else {
         panic!("no crash was asked for");
     };
     machine.check_recovered();
@@ -326,7 +330,12 @@ fn inject(device: &SimulatedDevice, random: &mut Random) {
 fn recover(mut image: Image, random: &mut Random, plan: &Plan, depth: u32, tally: &mut Tally) {
     let machine = loop {
         let crash_at = random.chance(1, 4).then(|| 1 + random.below(60));
-        match Machine::open(image, random.next_u64(), plan, crash_at) {
+        let fault = random.chance(1, 6).then(|| match random.below(8) {
+            0 => Fault::Flush(1 + random.below(3)),
+            1 => Fault::Write(1 + random.below(6)),
+            _ => Fault::Read(1 + random.below(40)),
+        });
+        match Machine::open(image, random.next_u64(), plan, crash_at, fault) {
             Ok(machine) => break machine,
             Err((device, _)) => image = survivor(&device, random),
         }

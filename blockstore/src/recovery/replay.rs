@@ -61,11 +61,17 @@ impl Pool {
     }
 
     async fn apply_again(&self, change: &Change, record: Record) -> Result<()> {
-        let blocks = match change {
-            Change::Map { runs, .. } => runs.iter().map(|run| run.crcs.len() as u64).sum(),
-            _ => SMALL_UNMAP_LEAVES * self.span(),
+        let nodes_max = match change {
+            Change::Map { runs, .. } => {
+                let blocks = runs.iter().map(|run| run.crcs.len() as u64).sum();
+                self.geometry.nodes_for(blocks)
+            }
+            Change::Unmap { count, .. } => {
+                let released = (SMALL_UNMAP_LEAVES * self.span()).min(*count);
+                2 * self.geometry.nodes_for(released)
+            }
+            _ => 0,
         };
-        let nodes_max = 2 * self.geometry.nodes_for(blocks);
         let mut loaded: Vec<Arc<Node>> = Vec::new();
         loop {
             let wait = {

@@ -143,7 +143,7 @@ impl Pool {
                 let message = format!("{} verifies but says nothing known", header.number);
                 Error::new(ErrorKind::Corrupt, message)
             })?;
-            if header.number > durable && !self.data_verifies(&changes).await {
+            if header.number > durable && !self.data_verifies(&changes).await? {
                 tracing::info!(
                     "the journal ends before {}: its data never landed",
                     header.number
@@ -166,7 +166,9 @@ impl Pool {
         })
     }
 
-    async fn data_verifies(&self, changes: &[Change]) -> bool {
+    /// Whether the data of a record landed. A read that fails says nothing about that: the opening
+    /// fails with it, for cutting here would give up what may have been acknowledged.
+    async fn data_verifies(&self, changes: &[Change]) -> Result<bool> {
         let runs = changes.iter().flat_map(|change| match change {
             Change::Map { runs, .. } => runs.as_slice(),
             _ => &[],
@@ -174,12 +176,14 @@ impl Pool {
         let verify = async |address: u64, crcs: &[u32]| {
             let buffer = Buffer::new(crcs.len() * BLOCK_SIZE);
             let (buffer, read) = self.device.read(address, buffer).await;
+            read.map_err(|error| {
+                Error::io(format!("reading data at block {address} to recover"), error)
+            })?;
             let blocks = buffer.as_chunks::<BLOCK_SIZE>().0;
-            read.is_ok()
-                && crcs
-                    .iter()
-                    .zip(blocks)
-                    .all(|(crc, block)| checksum(block) == *crc)
+            Ok(crcs
+                .iter()
+                .zip(blocks)
+                .all(|(crc, block)| checksum(block) == *crc))
         };
         let pieces: Vec<_> = runs
             .flat_map(|run| {
@@ -189,11 +193,13 @@ impl Pool {
             .collect();
         for batch in pieces.chunks(64) {
             let verified = join_all(batch.iter().map(|(at, crcs)| verify(*at, crcs))).await;
-            if verified.contains(&false) {
-                return false;
+            for landed in verified {
+                if !landed? {
+                    return Ok(false);
+                }
             }
         }
-        true
+        Ok(true)
     }
 }
 

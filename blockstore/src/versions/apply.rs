@@ -35,6 +35,7 @@ impl State {
             allocator,
             versions,
             dirty_nodes,
+            dead_new,
             frozen,
             ..
         } = self;
@@ -45,6 +46,7 @@ impl State {
             nodes,
             allocator,
             dirty_nodes,
+            dead_new,
             owner: id,
             now,
             frozen: *frozen,
@@ -222,6 +224,7 @@ impl State {
 
     pub(super) fn add_job(&mut self, job: Job) {
         let id = self.fresh_id();
+        self.job_debt += job.debt();
         self.jobs.insert(id, job);
         self.changed.insert(id);
     }

@@ -33,6 +33,7 @@ impl State {
                 let parent_cut = self.parent_cut(parent);
                 self.changed.insert(id);
                 if let Some(version) = self.versions.get_mut(&id) {
+                    self.dead_new += 1;
                     version.dead.append(entry);
                     version.dead_own += u64::from(entry.birth() > parent_cut);
                 }
@@ -41,6 +42,7 @@ impl State {
                 self.changed.insert(id);
                 if let Some(Job::Filter { list, .. }) = self.jobs.get_mut(&id) {
                     list.append(entry);
+                    self.dead_new += 1;
                 }
             }
         }

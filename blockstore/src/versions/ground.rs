@@ -16,6 +16,7 @@ pub(crate) struct VersionGround<'a> {
     pub(crate) nodes: &'a NodeSource<'a>,
     pub(crate) allocator: &'a mut Allocator,
     pub(crate) dirty_nodes: &'a mut u64,
+    pub(crate) dead_new: &'a mut u64,
     pub(crate) owner: u64,
     /// The record being applied: births.
     pub(crate) now: Record,
@@ -39,6 +40,7 @@ impl VersionGround<'_> {
     fn release(&mut self, address: Address, birth: Record, is_node: bool) {
         if birth <= self.cut {
             self.dead.append(Packed::new(address, 0, birth, 0));
+            *self.dead_new += 1;
             *self.dead_own += u64::from(birth > self.parent_cut);
             return;
         }

@@ -20,6 +20,7 @@ pub(crate) use apply::SMALL_UNMAP_LEAVES;
 pub(crate) use deadlist::{Deadlist, FrozenDeadlist};
 
 pub(crate) use crate::format::entry::{Kind, Output};
+use crate::limits::DEADLIST_ENTRIES;
 use crate::mapping::Root;
 use crate::units::Record;
 use std::collections::BTreeMap;
@@ -86,6 +87,19 @@ impl Job {
         match self {
             Self::Walk { output, .. } | Self::Filter { output, .. } => *output,
         }
+    }
+
+    /// Deadlist blocks that it may fill.
+    pub(crate) fn debt(&self) -> u64 {
+        if self.output() == Output::Discard {
+            return 0;
+        }
+        let entries = match self {
+            Self::Walk { cut: Record(0), .. } => return 0, // nothing is shared
+            Self::Walk { root, .. } => root.count(),
+            Self::Filter { list, .. } => list.count(),
+        };
+        entries / DEADLIST_ENTRIES as u64 + 1
     }
 
     pub(crate) fn set_output(&mut self, to: Output) {
