@@ -156,6 +156,12 @@ impl Case {
         self.kinds.contains(&kind)
     }
 
+    /// Both copies of a superblock were hit at once: the one before is taken for the newest, as it
+    /// is if power fails while a superblock is written for the first time.
+    fn loses_superblock(&self) -> bool {
+        self.kinds == [Kind::Superblock; 2]
+    }
+
     /// Opens the pool and reads everything.
     fn read(&self, pool: &Pool) {
         let store = match Store::open_device(Held::new(self.image.clone()), &Options::default()) {
@@ -171,6 +177,7 @@ impl Case {
             (true, true) => 0,
             (true, false) if self.touches(Kind::DurableRecord) => last,
             (true, false) => last - 1,
+            (false, _) if self.loses_superblock() => 0,
             (false, _) => last,
         };
         let matching = (allowed..=last)
@@ -211,7 +218,8 @@ impl Case {
                 | Kind::CatalogueBlock
                 | Kind::DurableRecord
         );
-        if closed || kept && matches!(self.damage, Damage::Flip | Damage::Zero) {
+        let untold = self.loses_superblock();
+        if closed && !untold || kept && matches!(self.damage, Damage::Flip | Damage::Zero) {
             assert!(!report.problems.is_empty(), "nothing was found");
         }
     }

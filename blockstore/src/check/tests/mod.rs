@@ -1,4 +1,6 @@
 //! The checker against pools that live through everything: it must find nothing.
+mod broken;
+
 use super::offline::check_device;
 use super::verify;
 use crate::device::{Device, MemoryDevice, Random};
