@@ -8,7 +8,7 @@ use crate::limits::{
     GROUP_MAX, NAME_BYTES_MAX, RECORD_BYTES_MAX, SNAPSHOTS_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX,
 };
 use crate::pool::Pool;
-use crate::state::State;
+use crate::state::{State, reservation};
 use crate::units::BLOCK_BYTES;
 
 /// Blocks that a checkpoint may need for a changed entry: its block, the leaf above, and a node
@@ -239,7 +239,7 @@ impl Pool {
             check_volume_count(state)?;
             state.check_overcommit(size, self.options.overcommit)?;
             if reserve {
-                state.check_reservable(size.div_ceil(BLOCK_BYTES))?;
+                state.check_reservable(reservation(size))?;
             }
             let (volume, head) = (state.fresh_id(), state.fresh_id());
             let (name, created) = (name.to_owned(), self.now());
@@ -317,7 +317,7 @@ impl Pool {
             }
             state.check_overcommit(size - old, self.options.overcommit)?;
             if state.reserving.contains(&volume) {
-                state.check_reservable((size - old).div_ceil(BLOCK_BYTES))?;
+                state.check_reservable(reservation(size) - reservation(old))?;
             }
             Ok((Change::Resize { volume, size }, None, ()))
         })

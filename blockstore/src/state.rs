@@ -100,9 +100,7 @@ impl State {
             .volumes
             .get(&volume)
             .and_then(|volume| self.versions.get(&volume.head));
-        head.map_or(0, |head| {
-            head.size.div_ceil(BLOCK_BYTES).saturating_sub(head.own)
-        })
+        head.map_or(0, |head| reservation(head.size).saturating_sub(head.own))
     }
 
     /// What the next checkpoint itself will need at most: deadlist blocks, of which the last of each
@@ -127,4 +125,11 @@ impl State {
     pub(crate) fn count_job_debt(&mut self) {
         self.job_debt = self.jobs.values().map(Job::debt).sum();
     }
+}
+
+/// Blocks to set aside for a volume of so many bytes: its data, its mapping at the usual fanout
+/// (a leaf for 252 blocks, and the few nodes above, twice), and what one write asks for beyond.
+pub(crate) fn reservation(bytes: u64) -> u64 {
+    let blocks = bytes.div_ceil(BLOCK_BYTES);
+    blocks + blocks / 200 + 256
 }

@@ -4,6 +4,13 @@ use rustix::fs::{FlockOperation, flock, fstat, major, minor};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long the locks of a dead process are waited for.
+const DYING: Duration = Duration::from_secs(10);
+/// How often they are looked at meanwhile.
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// Takes the lock, alone or shared. It belongs to the open file, so it conflicts within a process
 /// too, goes along when the descriptor is handed to another process, and ends with it.
@@ -16,14 +23,34 @@ pub(super) fn take(file: &File, path: &Path, shared: bool) -> Result<()> {
     } else {
         FlockOperation::NonBlockingLockExclusive
     };
-    match flock(file, operation) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(busy(path, holder(file))),
-        Err(error) => Err(Error::io(
-            format!("cannot lock pool {}", path.display()),
-            error.into(),
-        )),
+    let deadline = Instant::now() + DYING;
+    loop {
+        match flock(file, operation) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) => {
+                let holder = holder(file);
+                if Instant::now() > deadline || holder.is_none_or(is_alive) {
+                    return Err(busy(path, holder));
+                }
+                thread::park_timeout(AGAIN);
+            }
+            Err(error) => {
+                let context = format!("cannot lock pool {}", path.display());
+                return Err(Error::io(context, error.into()));
+            }
+        }
     }
+}
+
+/// Whether a process still runs. One that was killed keeps its locks until the kernel has ended its
+/// ring's operations, which must not land after somebody else has opened the pool: worth a wait.
+fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // "4711 (name) S ...": the name may hold anything, so the state is after its last bracket.
+    let state = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
 /// The error that says who has the pool open.
@@ -65,6 +92,14 @@ fn find(locks: &str, object: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_process_that_ended_is_not_alive() {
+        assert!(super::is_alive(std::process::id()));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(!super::is_alive(child.id()));
+    }
+
     #[test]
     fn the_holder_is_found_among_other_locks() {
         let locks = "1: POSIX  ADVISORY  WRITE 10 fe:00:77 0 EOF\n\
