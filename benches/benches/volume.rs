@@ -1,5 +1,5 @@
-//! What one operation through the crate costs, without a server: one at a time, from a thread of its
-//! own, so hand-over to the worker is part of it.
+//! What one operation through the crate costs, without a server: one at a time, from a thread of
+//! its own, so hand-over to the worker is part of it.
 #![expect(clippy::unwrap_used, reason = "a benchmark stops at the first error")]
 use benches::Bench;
 use criterion::{Criterion, criterion_group, criterion_main};

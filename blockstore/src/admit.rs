@@ -177,7 +177,8 @@ impl State {
 }
 
 impl Pool {
-    /// Lets a change in, waiting for room and, within bounds, for space. `NoSpace` if there is none.
+    /// Lets a change in, waiting for room and, within bounds, for space. `NoSpace` if there is
+    /// none.
     pub(crate) async fn admit(&self, need: Need) -> Result<Promise<'_>> {
         let mut shortages = 0;
         let mut slowed = need.urgency != Urgency::Write;

@@ -19,7 +19,8 @@ pub(crate) struct Merging<'a> {
 }
 
 impl Edges {
-    /// Waits for each of `blocks`, which must be in ascending order, so that nobody waits in a ring.
+    /// Waits for each of `blocks`, which must be in ascending order, so that nobody waits in a
+    /// ring.
     pub(crate) async fn merge(&self, volume: u64, blocks: &[u64]) -> Merging<'_> {
         let mut merging = Merging {
             edges: self,

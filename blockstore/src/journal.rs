@@ -192,8 +192,8 @@ impl Journal {
         }
     }
 
-    /// Seals a record without changes, which only tells that every change is durable; if that is so,
-    /// nothing says it yet, and there is room.
+    /// Seals a record without changes, which only tells that every change is durable; if that is
+    /// so, nothing says it yet, and there is room.
     pub(crate) fn seal_durable(&mut self) -> bool {
         let wanted = self.open.is_empty() && self.told < self.changed;
         let wanted = wanted && self.changed <= self.durable;

@@ -103,8 +103,8 @@ impl State {
         head.map_or(0, |head| reservation(head.size).saturating_sub(head.own))
     }
 
-    /// What the next checkpoint itself will need at most: deadlist blocks, of which the last of each
-    /// list is not full, catalogue blocks, and the catalogue's nodes above them.
+    /// What the next checkpoint itself will need at most: deadlist blocks, of which the last of
+    /// each list is not full, catalogue blocks, and the catalogue's nodes above them.
     pub(crate) fn checkpoint_debt(&self) -> u64 {
         let changed = self.changed.len() as u64;
         let lists = self.dead_new / DEADLIST_ENTRIES as u64 + self.dead_new.min(changed);

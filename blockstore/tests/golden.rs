@@ -1,10 +1,10 @@
 //! A pool that was made by version 1 of the format opens with all it held: pools outlive programs.
 //!
-//! `golden/version-1.pool.txt` holds the image: a line for each block that is not zero, its address and
-//! what is in it, as runs of hexadecimal bytes (`*N` repeats the byte before N times more). It was
-//! made once by `describe`, below, and is never made anew: a format that cannot open it is another
-//! format. To make the image of a new version, change `FILE`, run this test, which writes the image
-//! of a missing file and fails, and commit what it wrote.
+//! `golden/version-1.pool.txt` holds the image: a line for each block that is not zero, its address
+//! and what is in it, as runs of hexadecimal bytes (`*N` repeats the byte before N times more). It
+//! was made once by `describe`, below, and is never made anew: a format that cannot open it is
+//! another format. To make the image of a new version, change `FILE`, run this test, which writes
+//! the image of a missing file and fails, and commit what it wrote.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 use blockstore::{Access, InitOptions, Options, Store};
 use std::fmt::Write;

@@ -199,7 +199,8 @@ impl Client {
     }
 }
 
-/// For each direction, the movements seen, and for how long there was none although there had to be.
+/// For each direction, the movements seen, and for how long there was none although there had to
+/// be.
 #[derive(Debug, Default)]
 struct Watched {
     incoming: (u32, Duration),

@@ -107,8 +107,8 @@ async fn status(
     Ok(Answer::Status(described))
 }
 
-/// "consecutive portions of the file starting from specified offset", at least one of them, and "the
-/// sum of the length fields … MUST not be greater than the overall length of the request".
+/// "consecutive portions of the file starting from specified offset", at least one of them, and
+/// "the sum of the length fields … MUST not be greater than the overall length of the request".
 fn covers_from(extents: &[Extent], offset: u64, length: u64) -> bool {
     let mut end = offset;
     let follows = extents.iter().all(|extent| {

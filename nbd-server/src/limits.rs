@@ -3,7 +3,8 @@ use std::time::Duration;
 
 /// Largest payload of one read or write, bytes; advertised as the maximum block size.
 ///
-/// "Clients … SHOULD NOT … exceed 32 MiB", and a server that takes this much works with all of them.
+/// "Clients … SHOULD NOT … exceed 32 MiB", and a server that takes this much works with all of
+/// them.
 pub const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
 
 /// Preferred block size, bytes: the store's block.
@@ -44,8 +45,8 @@ pub const PROGRESS_BYTES: usize = 1 << 20;
 /// Socket send buffer, bytes. The default of 208 KiB halves the rate of 256 KiB reads.
 pub const SEND_BUFFER_BYTES: usize = 1 << 20;
 
-/// How long a TCP client may be silent before it is asked whether it is still there, and how often it
-/// is asked then. It is taken for gone after as many questions as the kernel's default says (9).
+/// How long a TCP client may be silent before it is asked whether it is still there, and how often
+/// it is asked then. It is taken for gone after as many questions as the kernel's default says (9).
 pub const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// Bytes in one send, about: a piece of data that begins below it is sent whole.

@@ -94,8 +94,9 @@ impl Server {
         self.dispatch.clients.count()
     }
 
-    /// Stops accepting, removes unix sockets, finishes what is in flight, answers further commands with
-    /// `ESHUTDOWN`, and hangs up, all within [`Limits::drain`] and a second. Not for worker threads.
+    /// Stops accepting, removes unix sockets, finishes what is in flight, answers further commands
+    /// with `ESHUTDOWN`, and hangs up, all within [`Limits::drain`] and a second. Not for worker
+    /// threads.
     pub fn shutdown(mut self) {
         self.stop().wait();
     }

@@ -69,8 +69,8 @@ impl Socket {
             let entry = opcode::Recv::new(self.fd(), target.as_mut_ptr(), length)
                 .flags(flags.bits().cast_signed())
                 .build();
-            // SAFETY: the entry points into `memory`, which does not move with its owner and is owned,
-            // together with the socket, by the operation until it is complete.
+            // SAFETY: the entry points into `memory`, which does not move with its owner and is
+            // owned, together with the socket, by the operation until it is complete.
             let (result, owned) = unsafe { complete(entry, (memory, self.clone())) }.await;
             memory = owned.0;
             match result {
@@ -91,9 +91,9 @@ impl Socket {
             let entry = opcode::SendMsg::new(self.fd(), &raw const *outgoing.header)
                 .flags(SendFlags::NOSIGNAL.bits())
                 .build();
-            // SAFETY: the header and the vector it points to are on the heap, the vector points into
-            // memory of the batch, none of it moves with its owner, and the operation owns all of it,
-            // together with the socket, until it is complete.
+            // SAFETY: the header and the vector it points to are on the heap, the vector points
+            // into memory of the batch, none of it moves with its owner, and the operation owns all
+            // of it, together with the socket, until it is complete.
             let (result, owned) = unsafe { complete(entry, (outgoing, self.clone())) }.await;
             outgoing = owned.0;
             match result {
@@ -167,8 +167,8 @@ pub(crate) async fn readable(listener: &Arc<impl AsFd + 'static>) -> io::Result<
 /// Runs one operation.
 ///
 /// # Safety
-/// Everything that the entry points to must be owned by `owned` and stay where it is when `owned` is
-/// moved.
+/// Everything that the entry points to must be owned by `owned` and stay where it is when `owned`
+/// is moved.
 async unsafe fn complete<T: 'static>(entry: squeue::Entry, owned: T) -> (io::Result<usize>, T) {
     // SAFETY: as demanded of the caller.
     let done = unsafe { ring::submit(entry, owned) }.await;

@@ -1,5 +1,6 @@
-//! Option haggling through real sockets. Every option byte by byte is tested beside the state machine;
-//! here: that what it says reaches clients, in pieces of any size, and that it names real volumes.
+//! Option haggling through real sockets. Every option byte by byte is tested beside the state
+//! machine; here: that what it says reaches clients, in pieces of any size, and that it names real
+//! volumes.
 #[expect(dead_code, reason = "each test file uses a part of it")]
 mod client;
 

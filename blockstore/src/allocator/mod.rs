@@ -13,7 +13,8 @@
 //! * I1: no block is claimed while claimed, used or gated (`Bitmap::set` asserts it).
 //! * I2: used + gated + free = usable, where free includes what is claimed.
 //! * I7: a freed block is claimed again only after a checkpoint frozen after the free is durable,
-//!   and every reader that began before that freeze is done; `settle` is called then, and not before.
+//!   and every reader that began before that freeze is done; `settle` is called then, and not
+//!   before.
 #[cfg(test)]
 mod audit;
 mod bitmap;

@@ -1,8 +1,9 @@
 //! The allocator against sets of numbers: what is claimed, used, gated, and on disk.
 //!
-//! The model keeps a set for each state of a block, and a "disk" of bitmaps that a pretended checkpoint
-//! writes. Whatever is done in whatever order, no block is ever handed out that anybody has, nothing
-//! is free before its checkpoint has settled, and the written bitmaps are exactly what was frozen.
+//! The model keeps a set for each state of a block, and a "disk" of bitmaps that a pretended
+//! checkpoint writes. Whatever is done in whatever order, no block is ever handed out that anybody
+//! has, nothing is free before its checkpoint has settled, and the written bitmaps are exactly what
+//! was frozen.
 use super::{Allocator, Bitmap, Extent, Log, Short, apply};
 use crate::device::Random;
 use crate::format::geometry::Geometry;

@@ -1,8 +1,8 @@
 //! The tree of a version, walked together with its parent's.
 //!
 //! Where both have the same pointer, what is below is shared, and was or will be verified where it
-//! belongs. Where they differ, the version's side must be its own, and the parent's side is what the
-//! version has found dead. So a walk costs what the two differ by.
+//! belongs. Where they differ, the version's side must be its own, and the parent's side is what
+//! the version has found dead. So a walk costs what the two differ by.
 use super::Checker;
 use super::lists::Bag;
 use super::reading::{Data, Found, READS};
@@ -341,11 +341,15 @@ impl Checker<'_> {
         };
         if dead != walk.dead {
             self.problem(format!(
-                "I10: {}: {} blocks of its parent's are not its own, its deadlist and jobs name {}{}",
+                "I10: {}: {} blocks of its parent's are not its own, and {}{} are named dead",
                 walk.title,
                 walk.dead.count,
                 dead.count,
-                if dead.count == walk.dead.count { " others" } else { "" }
+                if dead.count == walk.dead.count {
+                    " others"
+                } else {
+                    ""
+                }
             ));
         }
     }

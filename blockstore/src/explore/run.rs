@@ -44,8 +44,11 @@ pub(super) struct Tally {
     pub(super) drained: u64,
 }
 
+/// New pools by the numbers of their geometry.
+type Empty = BTreeMap<(u64, u32, u32, u64), Image>;
+
 thread_local! {
-    static EMPTY: RefCell<BTreeMap<(u64, u32, u32, u64), Image>> = const { RefCell::new(BTreeMap::new()) };
+    static EMPTY: RefCell<Empty> = const { RefCell::new(BTreeMap::new()) };
 }
 
 /// A newly made pool.

@@ -2,8 +2,8 @@
 //!
 //! A volume is changed, cut and written at random, with small nodes and with the usual ones. The
 //! ground keeps every address that was handed out and not released: at any time it must be exactly
-//! what the volume and its snapshots lead to, and what was found dead is what the newest snapshot has
-//! and the volume has not.
+//! what the volume and its snapshots lead to, and what was found dead is what the newest snapshot
+//! has and the volume has not.
 use super::{
     Child, Ground, Leaf, Node, Root, clear, detach, leaf_at, map, missing_at, missing_for_range,
 };

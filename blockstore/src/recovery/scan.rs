@@ -1,10 +1,10 @@
 //! Which records of the journal count.
 //!
-//! From the first record to replay the hash chain is followed: up to the first record of the current
-//! epoch whatever the records' epochs (that part was accepted by the recovery that began the epoch),
-//! from there on within the current epoch only. M is the highest record that any record says was
-//! flushed. At or below M anything bad is corruption, never a reason to cut; above M the first bad
-//! record, or the first whose data does not verify, ends the log.
+//! From the first record to replay the hash chain is followed: up to the first record of the
+//! current epoch whatever the records' epochs (that part was accepted by the recovery that began
+//! the epoch), from there on within the current epoch only. M is the highest record that any record
+//! says was flushed. At or below M anything bad is corruption, never a reason to cut; above M the
+//! first bad record, or the first whose data does not verify, ends the log.
 use crate::device::Buffer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checksum;

@@ -1,5 +1,5 @@
-//! Whatever is damaged, what is read is right or an error, nothing panics or hangs, and `check` says
-//! what is wrong: silent corruption is the one failure that a store must not have.
+//! Whatever is damaged, what is read is right or an error, nothing panics or hangs, and `check`
+//! says what is wrong: silent corruption is the one failure that a store must not have.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,

@@ -44,9 +44,9 @@ pub(super) enum Command {
     Init(Init),
     /// Serve a pool's volumes over NBD until SIGTERM or SIGINT
     ///
-    /// Prints where to connect, then serves. The first SIGTERM or SIGINT stops in order: requests in
-    /// flight are finished, everything is made durable, the exit code is 0. A second one ends the
-    /// process at once, which loses nothing that was flushed.
+    /// Prints where to connect, then serves. The first SIGTERM or SIGINT stops in order: requests
+    /// in flight are finished, everything is made durable, the exit code is 0. A second one ends
+    /// the process at once, which loses nothing that was flushed.
     ///
     /// The control socket is --control PATH; else, for root, /run/basalt/control.sock, if nobody
     /// has it; else POOL.control.sock. Export names are NAME, and VOLUME@NAME for a snapshot,
@@ -173,8 +173,8 @@ pub(super) enum Snapshot {
     },
     /// List what changed between a snapshot and a later one or the volume itself
     ///
-    /// Each line is an offset, a length, both in bytes, and `data` or `hole`: what the newer version
-    /// has there. Ranges that are not listed are equal.
+    /// Each line is an offset, a length, both in bytes, and `data` or `hole`: what the newer
+    /// version has there. Ranges that are not listed are equal.
     Diff {
         /// The older version
         #[arg(value_name = "VOLUME@FROM")]

@@ -1,8 +1,8 @@
 //! One client: takes commands, runs many at once, answers them as they end.
 //!
-//! Three kinds of tasks, all on one worker, share a [`Connection`]: one takes commands and stops taking
-//! when too many are unanswered; one for each command runs it; one sends answers, as many as there are
-//! in one send. Invariants:
+//! Three kinds of tasks, all on one worker, share a [`Connection`]: one takes commands and stops
+//! taking when too many are unanswered; one for each command runs it; one sends answers, as many as
+//! there are in one send. Invariants:
 //! 1. Every command that was admitted is answered exactly once, unless the session ends.
 //! 2. A command is charged from its admission until its answer was sent or thrown away.
 //! 3. Commands run to their end, also when the client is gone.
@@ -116,8 +116,8 @@ impl Connection {
         })
     }
 
-    /// The whole transmission phase. Returns when every command has ended and every answer was sent,
-    /// or there is nobody to send to.
+    /// The whole transmission phase. Returns when every command has ended and every answer was
+    /// sent, or there is nobody to send to.
     async fn transmit(self: Rc<Self>, mut receiver: Receiver) {
         spawn_local(self.clone().send_answers());
         // Whether the client said goodbye or vanished, what it asked for is finished.
@@ -267,8 +267,8 @@ impl Connection {
         self.settled.wake();
     }
 
-    /// The error number for the client; what it cannot know about goes to the log, once for each number
-    /// and client.
+    /// The error number for the client; what it cannot know about goes to the log, once for each
+    /// number and client.
     fn errno(&self, command: Command, error: &Error) -> Errno {
         let errno = Errno::from(error.kind());
         let bit = 1 << errno.code();

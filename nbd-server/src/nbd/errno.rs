@@ -42,7 +42,8 @@ impl Errno {
 }
 
 impl From<ErrorKind> for Errno {
-    /// Kinds that a data operation never returns become `EIO`: the client can do nothing about them.
+    /// Kinds that a data operation never returns become `EIO`: the client can do nothing about
+    /// them.
     fn from(kind: ErrorKind) -> Self {
         match kind {
             ErrorKind::NoSpace => Self::NoSpace,

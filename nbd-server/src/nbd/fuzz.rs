@@ -82,8 +82,8 @@ fn are_option_replies(output: &[u8]) -> bool {
     true
 }
 
-/// A client sends `data` in the transmission: what passes the rules keeps them, and what does not is
-/// answered.
+/// A client sends `data` in the transmission: what passes the rules keeps them, and what does not
+/// is answered.
 pub fn fuzz_commands(data: &[u8]) {
     let Some((&[mode, shift], headers)) = data.split_first_chunk() else {
         return;

@@ -275,7 +275,8 @@ impl Handshake {
         answer: &mut Answer<'_>,
     ) {
         if set {
-            // "Issuing this command replaces all previously-set metadata contexts", also if it fails.
+            // "Issuing this command replaces all previously-set metadata contexts", also if it
+            // fails.
             self.contexts = None;
         }
         // "This option MUST NOT be requested unless structured replies have been negotiated first."
@@ -347,8 +348,8 @@ fn parse_info(data: &[u8]) -> Option<(&str, Vec<u16>)> {
     Some((name, requests))
 }
 
-/// "32 bits, length of export name; String, name of export; 32 bits, number of queries; zero or more
-/// queries, each: 32 bits, length of query; String, query"
+/// "32 bits, length of export name; String, name of export; 32 bits, number of queries; zero or
+/// more queries, each: 32 bits, length of query; String, query"
 fn parse_queries(data: &[u8]) -> Option<(&str, Vec<&str>)> {
     let mut reader = Reader(data);
     let name = string(reader.counted()?)?;

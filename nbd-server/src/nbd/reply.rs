@@ -24,8 +24,8 @@ pub(crate) enum Answer {
     Status(Vec<Vec<(u32, u32)>>),
 }
 
-/// Replies in the order in which they go out. Headers are gathered in one vector, and data is shared,
-/// not copied.
+/// Replies in the order in which they go out. Headers are gathered in one vector, and data is
+/// shared, not copied.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     headers: Vec<u8>,
@@ -182,8 +182,8 @@ impl Batch {
         self.header(&[&magic, &error.to_be_bytes(), &cookie.to_be_bytes()]);
     }
 
-    /// "S: 32 bits, 0x668e33ef, magic; 16 bits, flags; 16 bits, type; 64 bits, cookie; 32 bits, length
-    /// of payload"
+    /// "S: 32 bits, 0x668e33ef, magic; 16 bits, flags; 16 bits, type; 64 bits, cookie; 32 bits,
+    /// length of payload"
     fn chunk(&mut self, cookie: u64, last: bool, kind: u16, length: u32) {
         let flags = if last { chunk::FLAG_DONE } else { 0 };
         self.header(&[
@@ -195,8 +195,8 @@ impl Batch {
         ]);
     }
 
-    /// "32 bits: error (MUST be nonzero); 16 bits: message length; optional string suitable for direct
-    /// display to a human being"
+    /// "32 bits: error (MUST be nonzero); 16 bits: message length; optional string suitable for
+    /// direct display to a human being"
     fn error_chunk(&mut self, cookie: u64, errno: Errno) {
         let text = errno.text();
         let length = u16::try_from(text.len()).unwrap_or(0);

@@ -12,8 +12,8 @@
 //! | others | `EINVAL` | | | |
 //!
 //! A change to a read-only export is `EPERM` wherever it lies. What a length of zero means is
-//! "unspecified" in the specification. Here it does nothing; only `BLOCK_STATUS`, which must answer at
-//! least one extent of at least one byte, cannot do nothing.
+//! "unspecified" in the specification. Here it does nothing; only `BLOCK_STATUS`, which must answer
+//! at least one extent of at least one byte, cannot do nothing.
 use super::errno::Errno;
 use super::protocol::{RawRequest, command, command_flag};
 use crate::limits::{PAYLOAD_BYTES_MAX, PREFERRED_BLOCK};
@@ -62,8 +62,8 @@ pub(crate) enum Command {
     Disconnect,
 }
 
-/// The payload is one that can be received, used or not. "the server … MAY initiate a hard disconnect"
-/// for more, since all of it would have to be taken to find the next command.
+/// The payload is one that can be received, used or not. "the server … MAY initiate a hard
+/// disconnect" for more, since all of it would have to be taken to find the next command.
 pub(crate) fn payload_fits(raw: &RawRequest) -> bool {
     raw.payload_bytes() <= PAYLOAD_BYTES_MAX
 }
@@ -146,8 +146,8 @@ pub(crate) fn validate(raw: &RawRequest, rules: Rules) -> Result<Command, Errno>
 }
 
 /// "SHOULD return `NBD_EINVAL` if it receives a request with a flag not explicitly documented as
-/// applicable to the given request", and so for an unknown command. FUA: "the server MUST accept all
-/// commands with this bit set".
+/// applicable to the given request", and so for an unknown command. FUA: "the server MUST accept
+/// all commands with this bit set".
 fn allowed_flags(kind: u16, rules: Rules) -> Result<u16, Errno> {
     let own = match kind {
         command::READ if rules.structured => command_flag::DF,
@@ -159,8 +159,8 @@ fn allowed_flags(kind: u16, rules: Rules) -> Result<u16, Errno> {
     Ok(own | command_flag::FUA)
 }
 
-/// Whole blocks become a hole without being written; parts of blocks are written, so zeroing nothing
-/// else is no faster than a write.
+/// Whole blocks become a hole without being written; parts of blocks are written, so zeroing
+/// nothing else is no faster than a write.
 fn has_whole_block(offset: u64, length: u32) -> bool {
     let first = offset.checked_next_multiple_of(BLOCK_BYTES);
     let end = offset.checked_add(length.into());
