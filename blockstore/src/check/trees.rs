@@ -341,7 +341,7 @@ impl Checker<'_> {
         };
         if dead != walk.dead {
             self.problem(format!(
-                "I10: {}: {} blocks of its parent's are not its own, and {}{} are named dead",
+                "I10: {}: {} blocks of its parent's are not its own, its deadlist names {}{}",
                 walk.title,
                 walk.dead.count,
                 dead.count,
