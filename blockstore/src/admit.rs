@@ -215,7 +215,7 @@ impl Pool {
         if fill > FILL_SLOW && !slowed {
             return Ok(Attempt::Wait(Wait::Slow(fill), self.room.listen()));
         }
-        let wait = match state.try_admit(need, self.options.dirty_bytes_max / 4096) {
+        let wait = match state.try_admit(need, self.options.dirty_nodes_max()) {
             Err(wait) => wait,
             Ok(extents) => {
                 return Ok(Attempt::Admitted(Promise {

@@ -52,8 +52,7 @@ impl Pool {
                 if state.closing {
                     return;
                 }
-                state.refusal.is_none()
-                    && state.checkpoint_is_due(self.options.dirty_bytes_max / 4096)
+                state.refusal.is_none() && state.checkpoint_is_due(self.options.dirty_nodes_max())
             };
             if !due {
                 work.await;

@@ -119,12 +119,6 @@ impl Pool {
             }
         }
     }
-
-    fn wake_checkpoint(&self, state: &State) {
-        if state.checkpoint_is_due(self.options.dirty_bytes_max / 4096) {
-            self.checkpoint_work.notify(usize::MAX);
-        }
-    }
 }
 
 impl State {

@@ -100,14 +100,19 @@ impl Pool {
 
     /// Wakes whoever has work after a change.
     pub(crate) fn wake(&self, state: &State) {
-        if state.checkpoint_is_due(self.options.dirty_bytes_max / 4096) {
-            self.checkpoint_work.notify(usize::MAX);
-        }
+        self.wake_checkpoint(state);
         if state.journal.uncommitted_bytes > UNCOMMITTED_BYTES_MAX || state.journal.has_sealed() {
             self.commit_work.notify(usize::MAX);
         }
         if !state.jobs.is_empty() {
             self.job_work.notify(usize::MAX);
+        }
+    }
+
+    /// Wakes the checkpointer if a checkpoint is due.
+    pub(crate) fn wake_checkpoint(&self, state: &State) {
+        if state.checkpoint_is_due(self.options.dirty_nodes_max()) {
+            self.checkpoint_work.notify(usize::MAX);
         }
     }
 }

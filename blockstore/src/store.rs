@@ -10,6 +10,7 @@ use crate::info::{Extent, PoolStatus, Progress, SnapshotInfo, VolumeInfo};
 use crate::pool::Pool;
 use crate::read::Target;
 use crate::runtime::{Handle, Lost, Pending, Runtime, SystemClock, on_worker};
+use crate::units::BLOCK_BYTES;
 use crate::volume::Volume;
 use parking_lot::Mutex;
 use std::future::Future;
@@ -55,6 +56,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Changed mapping nodes that may be kept.
+    pub(crate) fn dirty_nodes_max(&self) -> u64 {
+        self.dirty_bytes_max / BLOCK_BYTES
+    }
+
     /// Bitmaps of the usual regions that may be kept.
     pub(crate) fn bitmaps_max(&self) -> usize {
         usize::try_from(self.bitmap_bytes_max / (32 << 10)).unwrap_or(usize::MAX)

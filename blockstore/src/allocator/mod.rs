@@ -89,7 +89,6 @@ pub(crate) struct Allocator {
     usable: u64,
     used: u64,
     gated: u64,
-    abandoned: u64,
     log: Log,
     log_len: usize,
     /// A checkpoint is in progress.
@@ -132,7 +131,6 @@ impl Allocator {
                 .map(|e| u64::from(e.used))
                 .sum(),
             gated: 0,
-            abandoned: 0,
             log: Log::new(),
             log_len: 0,
             freezing: false,
@@ -230,7 +228,6 @@ impl Allocator {
     pub(crate) fn abandon(&mut self, extent: Extent) {
         let (region, start) = self.place(extent.address);
         self.regions[region].outstanding -= extent.blocks;
-        self.abandoned += u64::from(extent.blocks);
         self.gated += u64::from(extent.blocks);
         self.note(region, start, extent.blocks, DeltaKind::Abandoned);
     }
@@ -317,9 +314,6 @@ impl Allocator {
                 .clear(delta.start..delta.start + delta.blocks);
             self.regions[region].free += delta.blocks;
             self.gated -= u64::from(delta.blocks);
-            if delta.kind == DeltaKind::Abandoned {
-                self.abandoned -= u64::from(delta.blocks);
-            }
         }
     }
 
